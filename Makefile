@@ -1,0 +1,42 @@
+PYTHON ?= python3
+ORDERS ?= 200000
+ARGS ?=
+IN_VENV = .venv/bin/python
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "PYTHON=python3.12 before the first of them chooses another Python (3.11 to 3.13)."
+
+demo: .venv/demo.stamp  ## export a table of orders to S3 through Airflow, here and now; ORDERS=5000000 for more rows
+	@$(IN_VENV) -m demo --orders '$(ORDERS)'
+
+ui: .venv/demo.stamp  ## the same services with Airflow's web interface, until Ctrl-C
+	@$(IN_VENV) -m demo.ui
+
+test: .venv/test.stamp  ## all tests; ARGS='-k multipart' for some
+	$(IN_VENV) -m pytest $(ARGS)
+
+lint: .venv/test.stamp  ## style and types
+	$(IN_VENV) -m ruff check .
+	$(IN_VENV) -m ruff format --check .
+	$(IN_VENV) -m mypy
+
+clean:  ## remove all that was made here: the environment, the demo's data, caches
+	rm -rf .venv .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/demo.stamp: requirements.txt demo/requirements.txt constraints.txt
+	@$(SUPPORTED_PYTHON)
+	@$(PYTHON) demo/install.py requirements.txt demo/requirements.txt
+	@touch $@
+
+.venv/test.stamp: .venv/demo.stamp tests/requirements.txt
+	@$(PYTHON) demo/install.py requirements.txt demo/requirements.txt tests/requirements.txt
+	@touch $@
+
+# In words that any Python understands.
+SUPPORTED_PYTHON = $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	{ echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13. Choose one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+
+.PHONY: help demo ui test lint clean

@@ -1,0 +1,147 @@
+"""`make demo`: Airflow streams a table of orders out of PostgreSQL into an S3 server.
+
+    python -m demo --orders 200000
+
+Ends with 0 only if the file in the store has as many rows as the table. Its files stay in .demo/.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from demo import services
+from demo.steps import alive, say
+
+FOLDER = services.PROJECT / ".demo"
+LOG = FOLDER / "airflow.log"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make demo")
+    parser.add_argument("--orders", type=number, default=200_000, help="rows of the table")
+    rows = parser.parse_args().orders
+    services.isolate_environment()
+    end_in_order()
+    try:
+        return demo(rows)
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
+    except RuntimeError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+
+
+def demo(rows: int) -> int:
+    """Run the services, the DAG and the check; returns the exit status."""
+    say("Starting PostgreSQL")
+    with alive(), services.postgres(FOLDER / "postgres") as database:
+        say("Starting an S3 server")
+        with services.s3(FOLDER / "s3.log") as endpoint:
+            services.create_bucket(endpoint)
+            say(f"Filling the table orders: {rows:,} rows")
+            services.load_orders(database, rows)
+            say(f"Running the DAG orders_export in Airflow (output: {relative(LOG)})")
+            result = run_dag(database, endpoint)
+            say("Downloading the file and counting its rows")
+            export = result["export"]
+            copy = FOLDER / Path(export["key"]).name
+            services.s3_client(endpoint).download_file(export["bucket"], export["key"], str(copy))
+            in_table, in_file = services.count_orders(database), count_rows(copy)
+            say("Stopping the services")
+    print_summary(result, copy, in_table, in_file)
+    if not in_table == in_file == export["rows"]:
+        print(
+            f"WRONG: the table has {in_table:,} rows, the file {in_file:,}, and the task reported {export['rows']:,}.",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def run_dag(database: str, endpoint: str) -> dict[str, Any]:
+    """Run orders_export in a process of its own and return its result, see run_dag.py.
+
+    Raises RuntimeError with the end of Airflow's output if the run did not succeed.
+    """
+    home, answer = FOLDER / "airflow", FOLDER / "result.json"
+    home.mkdir(exist_ok=True)
+    answer.unlink(missing_ok=True)
+    environment = os.environ | services.airflow_environment(home, database, endpoint)
+    command = [sys.executable, "-P", Path(__file__).with_name("run_dag.py"), answer]
+    with LOG.open("wb") as log, services.guarded(command, log, env=environment) as airflow:
+        airflow.wait()
+    result = json.loads(answer.read_text()) if answer.exists() else {"state": "failed"}
+    if result["state"] != "success":
+        raise airflow_failed(f"The export failed: {result.get('error') or 'Airflow ended before the task did'}")
+    return result
+
+
+def airflow_failed(what: str) -> RuntimeError:
+    """The error that says `what` after the end of Airflow's output."""
+    tail = "\n  ".join(LOG.read_text(errors="replace").splitlines()[-20:])
+    return RuntimeError(f"The last lines of {relative(LOG)}:\n  {tail}\n\n{what}. All of it is in {relative(LOG)}.")
+
+
+def count_rows(path: Path) -> int:
+    """The number of CSV rows in the file, without the header. Lines would not do: values hold line breaks."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return sum(1 for _ in csv.reader(file)) - 1
+
+
+def print_summary(result: dict[str, Any], copy: Path, in_table: int, in_file: int) -> None:
+    """Tell a newcomer what has happened."""
+    export, seconds = result["export"], max(result["export"]["seconds"], 0.001)
+    growth = (result["memory_peak"] - result["memory_before"]) / 2**20
+    with copy.open(encoding="utf-8", newline="\n") as file:
+        lines = "".join(f"    {line}" for line in itertools.islice(file, 5))
+    print(f"""
+Airflow's DAG orders_export streamed the table orders from PostgreSQL to S3.
+
+  object   s3://{export["bucket"]}/{export["key"]}
+  rows     {in_file:,} in the file, {in_table:,} in the table
+  size     {copy.stat().st_size / 1e6:,.1f} MB
+  time     {seconds:,.1f} s, {export["rows"] / seconds:,.0f} rows/s
+  memory   the process grew by {growth:,.0f} MB at most while it exported
+  copy     {relative(copy)}, yours to open: the S3 server and its objects are gone now
+
+  The first five lines:
+{lines}
+What next?
+  make ui                      the same with Airflow's web interface
+  make demo ORDERS=5000000     more rows, the same memory
+  README.md                    your own database, table and bucket
+""")
+
+
+def end_in_order() -> None:
+    """Let SIGTERM and SIGHUP end the services as Ctrl-C does, and print any text on any terminal."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def relative(path: Path) -> Path:
+    return path.relative_to(services.PROJECT)
+
+
+def number(text: str) -> int:
+    """`text` as a number of rows, for argparse."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows, such as 200000")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Makes `.venv` and installs the named requirements files into it against constraints.txt.
+
+    python3 demo/install.py requirements.txt demo/requirements.txt
+
+Runs before anything is installed: standard library only. pip's own configuration (pip.conf, PIP_*)
+applies, and its output goes to .venv/install.log.
+"""
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+from steps import alive, say
+
+FOLDER = Path(".venv")
+PYTHON = FOLDER / "bin" / "python"
+LOG = FOLDER / "install.log"
+
+
+def main(files: list[str]) -> int:
+    if not _has_pip():
+        say(f"Making .venv with Python {sys.version.split()[0]}")
+        venv.create(FOLDER, clear=True, with_pip=True, symlinks=True)
+    arguments = [word for file in files for word in ("-r", file)]
+    command = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", *arguments, "-c", "constraints.txt"]
+    say(f"Installing {' and '.join(files)} into .venv (a minute or two; output: {LOG})")
+    with alive(), LOG.open("wb") as log:
+        status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
+    if status:
+        tail = LOG.read_text(errors="replace").splitlines()[-15:]
+        print(f"\npip failed. The last lines of {LOG}:\n  " + "\n  ".join(tail), file=sys.stderr)
+    return status
+
+
+def _has_pip() -> bool:
+    try:
+        return subprocess.run([PYTHON, "-m", "pip", "--version"], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit("Stopped. The same command continues.")

@@ -1,0 +1,23 @@
+"""What the operator links to in Airflow's UI."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from airflow.sdk import BaseOperatorLink
+from airflow.sdk.execution_time.xcom import XCom
+
+if TYPE_CHECKING:
+    from airflow.models.taskinstancekey import TaskInstanceKey
+    from airflow.sdk import BaseOperator
+
+
+class S3ObjectLink(BaseOperatorLink):
+    """The exported object. The link holds no credentials and does not expire."""
+
+    name = "Exported object"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        """Where the object can be looked at; empty until it was published."""
+        summary = XCom.get_value(ti_key=ti_key, key="return_value")
+        return str(summary["link"]) if summary else ""

@@ -1,0 +1,72 @@
+"""Stops an export from another thread or from a signal handler."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+# Seconds that an interrupted export has for aborting its upload and closing its connections.
+_END_SECONDS = 15.0
+
+
+class Cancellation:
+    """Handed to an export so that it can be stopped from outside; used for one export."""
+
+    def __init__(self) -> None:
+        self._cancelled = threading.Event()
+        self._actions: list[Callable[[], None]] = []
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancelled.is_set()
+
+    def on_cancel(self, action: Callable[[], None]) -> None:
+        """Have `cancel` call this; it is called at once if that was before."""
+        self._actions.append(action)
+        if self.cancelled:
+            action()
+
+    def cancel(self, timeout: float = 3.0) -> None:
+        """Cancel the query on the server and abort the upload; the export raises `ExportCancelled`.
+
+        Returns when both were done, or after `timeout` seconds. Does nothing after the export's end.
+        """
+        self._cancelled.set()
+        # Threads, since a signal handler may have interrupted the very code that the actions need.
+        threads = [threading.Thread(target=action, daemon=True) for action in self._actions]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + timeout
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def run_cancellable(work: Callable[[], Result], cancellation: Cancellation) -> Result:
+    """Run `work` in a thread; whatever interrupts the caller cancels it.
+
+    Python runs signal handlers (SIGTERM, Ctrl-C, a time-out's alarm) in the main thread between two
+    instructions. A main thread that waits inside libpq would run none until Postgres answers.
+    """
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as exc:  # whatever it is, the caller raises it
+            future.set_exception(exc)
+
+    threading.Thread(target=contextvars.copy_context().run, args=(run,), name="export", daemon=True).start()
+    try:
+        return future.result()
+    except BaseException:
+        if not future.done():
+            cancellation.cancel()
+            wait([future], _END_SECONDS)
+        raise

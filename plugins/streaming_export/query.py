@@ -1,0 +1,229 @@
+"""A query to export: its columns, the text of every value, the statements that read it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import sqlalchemy as sa
+from sqlalchemy.sql.expression import SelectBase, TextClause
+
+from streaming_export.errors import InvalidArgument
+
+#: A SELECT of SQLAlchemy, or SQL text with ``:name`` parameters.
+Source = SelectBase | TextClause | str
+
+#: Settings that change the text of a value, pinned in every session that reads (PostgreSQL manual,
+#: 20.11.2 "Locale and Formatting" and 20.11.1 "Statement Behavior").
+TEXT_SETTINGS = {
+    "TimeZone": "UTC",
+    "DateStyle": "ISO, YMD",
+    "IntervalStyle": "iso_8601",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+}
+
+# datetime.isoformat() leaves out a fraction of zero and otherwise writes six digits. It knows neither
+# infinity nor years before 1: those stay as Postgres prints them.
+_ISO_TIMESTAMP = (
+    "CASE WHEN {{c}} >= '0001-01-01' AND {{c}} < 'infinity'"
+    " THEN replace(to_char({{c}}, 'YYYY-MM-DD\"T\"HH24:MI:SS.US{offset}'), '.000000', '')"
+    " ELSE {{c}}::text END"
+)
+
+#: Expression that gives a column's text, by the type's name as ``format_type()`` writes it. What is not
+#: listed is written by the type's own output function, under ``TEXT_SETTINGS``.
+TEXT_RULES = {
+    "boolean": "{c}::text",
+    "timestamp with time zone": _ISO_TIMESTAMP.format(offset='"+00:00"'),
+    "timestamp without time zone": _ISO_TIMESTAMP.format(offset=""),
+}
+_ARRAY_RULE = "to_json({c})::text"
+
+# A field is quoted where COPY quotes it (PostgreSQL manual, COPY, "CSV Format").
+_NEEDS_QUOTES = re.compile('[",\r\n]')
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the file.
+
+    :param name: its name in the query and in the header.
+    :param type: its Postgres type, as ``format_type()`` writes it.
+    :param oid: the type's OID.
+    :param expression: SQL that gives the text of its values.
+    """
+
+    name: str
+    type: str
+    oid: int
+    expression: str
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A query that Postgres has accepted, ready to be read in whole or in key ranges.
+
+    :param sql: the query, its parameters filled in by the driver.
+    :param columns: its columns, in order.
+    :param unique_key: name of the column that orders the file; None leaves the query's own order.
+    """
+
+    sql: str
+    columns: tuple[Column, ...]
+    unique_key: str | None
+
+    @property
+    def header(self) -> bytes:
+        """The header row of the file."""
+        return (",".join(csv_field(column.name) for column in self.columns) + "\n").encode()
+
+    def select(self, where: str = "") -> str:
+        """The SELECT of the file's text, with an optional WHERE clause (see `key_range`)."""
+        fields = ", ".join(f"{column.expression} AS {_quoted(column.name)}" for column in self.columns)
+        order = f" ORDER BY {self._key}" if self.unique_key else ""
+        return f"SELECT {fields} FROM {self._source}{where}{order}"
+
+    def copy(self, where: str = "") -> str:
+        """The COPY statement that has the server write the same rows as CSV."""
+        return f"COPY ({self.select(where)}) TO STDOUT (FORMAT csv)"
+
+    def count(self) -> str:
+        """The statement that counts the query's rows."""
+        return f"SELECT count(*) FROM {self._source}"
+
+    def cut(self, where: str, rows: int) -> str:
+        """The statement that finds the key of the last row of the batch of `rows` rows that starts at `where`."""
+        return f"SELECT {self._key} FROM {self._source}{where} ORDER BY {self._key} LIMIT 1 OFFSET {rows - 1}"
+
+    def key_range(self, after: str | None, upto: str | None) -> str:
+        """The WHERE clause of the keys in (after, upto], given as SQL literals; None is no bound."""
+        bounds = [(after, ">"), (upto, "<=")]
+        terms = [f"{self._key} {operator} {literal}" for literal, operator in bounds if literal is not None]
+        return f" WHERE {' AND '.join(terms)}" if terms else ""
+
+    @property
+    def _source(self) -> str:
+        # The line breaks end a trailing comment of the query.
+        return f"(\n{self.sql}\n) AS q"
+
+    @property
+    def _key(self) -> str:
+        assert self.unique_key is not None
+        return f"q.{_quoted(self.unique_key)}"
+
+
+def describe(
+    connection: sa.Connection,
+    source: Source,
+    parameters: Mapping[str, Any] | None = None,
+    unique_key: str | None = None,
+) -> Query:
+    """Have Postgres check a query, and learn its columns; no row is read.
+
+    :param source: SQLAlchemy ``Select``, or SQL text with ``:name`` parameters.
+    :param parameters: a value for each parameter.
+    :param unique_key: name of a column that is unique and not null.
+    :raises InvalidArgument: if a parameter is missing or unknown, two columns share a name, or the
+        unique key is not a column.
+    :raises sqlalchemy.exc.DBAPIError: if Postgres refuses the query.
+    """
+    statement = _statement(source)
+    values = dict(parameters or {})
+    _check_parameters(statement, values, connection.dialect)
+    sql, description = _prepare(connection, statement, values)
+    names = [column.name for column in description]
+    _check_columns(names, unique_key)
+    types = _types(connection, {column.type_code for column in description})
+    columns = tuple(
+        Column(name, types[oid][0], oid, _expression(name, *types[oid]))
+        for name, oid in ((column.name, column.type_code) for column in description)
+    )
+    return Query(sql, columns, unique_key)
+
+
+def csv_field(text: str | None, alone: bool = False) -> str:
+    """A field as COPY writes it in CSV: NULL is nothing, the empty string is ``""``.
+
+    :param alone: whether it is the only field of its row; COPY then quotes ``\\.``, which on a line of
+        its own once ended the data.
+    """
+    if text is None:
+        return ""
+    if text == "" or _NEEDS_QUOTES.search(text) or (alone and text == "\\."):
+        return '"' + text.replace('"', '""') + '"'
+    return text
+
+
+def _statement(source: Source) -> SelectBase | TextClause:
+    if isinstance(source, SelectBase | TextClause):
+        return source
+    if not isinstance(source, str) or not source.strip(" \n\t\r;"):
+        kind = source if isinstance(source, str) else type(source).__name__
+        raise InvalidArgument("query", kind, "a SQLAlchemy Select, or the text of one SELECT statement")
+    # text() takes `:name::type` for no parameter at all; in parentheses it does.
+    return sa.text(re.sub(r"(?<![:\w\\])(:\w+)(?=::)", r"(\1)", source.rstrip("; \n\t\r")))
+
+
+def _check_parameters(statement: SelectBase | TextClause, values: Mapping[str, Any], dialect: sa.Dialect) -> None:
+    binds = statement.compile(dialect=dialect).binds.values()
+    if missing := sorted(bind.key for bind in binds if bind.required and bind.key not in values):
+        raise InvalidArgument(
+            "parameters",
+            sorted(values),
+            f"the query also needs a value for {', '.join(missing)} (write \\: for a colon that starts no parameter)",
+        )
+    known = {bind.key for bind in binds}
+    if unknown := sorted(values.keys() - known):
+        raise InvalidArgument("parameters", unknown, f"the query's parameters are {sorted(known) or 'none'}")
+
+
+def _check_columns(names: list[str], unique_key: str | None) -> None:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidArgument("query", ", ".join(names), f"each column has a name of its own, not {repeated} twice")
+    if unique_key is not None and unique_key not in names:
+        raise InvalidArgument("unique_key", unique_key, f"one of the query's columns {names}")
+
+
+def _prepare(connection: sa.Connection, statement: SelectBase | TextClause, values: dict[str, Any]) -> tuple[str, Any]:
+    """The SQL with its parameters filled in, and the driver's description of its columns.
+
+    COPY takes no parameters, so the driver fills them in. SQLAlchemy hands them over processed by their
+    types (enums, JSON, the user's own) at one public place, just before it would execute the statement.
+    """
+    prepared: list[str] = []
+
+    def fill_in(
+        conn: object, cursor: Any, text: str, parameters: Any, context: object, executemany: bool
+    ) -> tuple[str, tuple[()]]:
+        prepared.append(cursor.mogrify(text, parameters).decode())
+        return f"SELECT * FROM (\n{prepared[0]}\n) AS q LIMIT 0", ()
+
+    sa.event.listen(connection, "before_cursor_execute", fill_in, retval=True)
+    try:
+        result = connection.execute(cast(sa.Executable, statement), values, execution_options={"no_parameters": True})
+    finally:
+        sa.event.remove(connection, "before_cursor_execute", fill_in)
+    description = result.cursor.description
+    result.close()
+    return prepared[0], description
+
+
+def _types(connection: sa.Connection, oids: set[int]) -> dict[int, tuple[str, str]]:
+    """Name and category of each type (PostgreSQL manual, 52.64 "pg_type")."""
+    rows = connection.execute(
+        sa.text("SELECT oid, format_type(oid, NULL), typcategory::text FROM pg_type WHERE oid = ANY(:oids)"),
+        {"oids": list(oids)},
+    )
+    return {oid: (name, category) for oid, name, category in rows}
+
+
+def _expression(name: str, type_name: str, category: str) -> str:
+    rule = _ARRAY_RULE if category == "A" else TEXT_RULES.get(type_name, "{c}")
+    return rule.replace("{c}", f"q.{_quoted(name)}")
+
+
+def _quoted(identifier: str) -> str:
+    return '"' + identifier.replace('"', '""') + '"'
