@@ -42,6 +42,9 @@ TEXT_RULES = {
 }
 _ARRAY_RULE = "to_json({c})::text"
 
+# The semicolon that ends a statement, with what may follow it: comments.
+_END = re.compile(r";(?:[\s;]|--[^\n]*|/\*.*?\*/)*\Z", re.DOTALL)
+
 # A field is quoted where COPY quotes it (PostgreSQL manual, COPY, "CSV Format").
 _NEEDS_QUOTES = re.compile('[",\r\n]')
 
@@ -163,8 +166,8 @@ def _statement(source: Source) -> SelectBase | TextClause:
     if not isinstance(source, str) or not source.strip(" \n\t\r;"):
         kind = source if isinstance(source, str) else type(source).__name__
         raise InvalidArgument("query", kind, "a SQLAlchemy Select, or the text of one SELECT statement")
-    # text() takes `:name::type` for no parameter at all; in parentheses it does.
-    return sa.text(re.sub(r"(?<![:\w\\])(:\w+)(?=::)", r"(\1)", source.rstrip("; \n\t\r")))
+    # text() overlooks the parameter in `:name::type`, but not in `(:name)::type`.
+    return sa.text(re.sub(r"(?<![:\w\\])(:\w+)(?=::)", r"(\1)", _END.sub("", source)))
 
 
 def _check_parameters(statement: SelectBase | TextClause, values: Mapping[str, Any], dialect: sa.Dialect) -> None:

@@ -1,0 +1,133 @@
+"""`make ui`: PostgreSQL, the S3 server and Airflow with its web interface, until Ctrl-C.
+
+Airflow's four programs are started one by one: `airflow standalone` would also serve log files to
+the network, on two fixed ports.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from demo import services
+from demo.__main__ import FOLDER, LOG, airflow_failed, end_in_order, number, relative
+from demo.steps import alive, say
+
+HOME = FOLDER / "airflow"
+PASSWORDS = HOME / "passwords.json"
+USER, PASSWORD = "admin", "admin"  # the interface listens on this machine only
+COMPONENTS = (["api-server"], ["scheduler", "--skip-serve-logs"], ["dag-processor"], ["triggerer", "--skip-serve-logs"])
+START_SECONDS = 180
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make ui")
+    parser.add_argument("--orders", type=number, default=200_000, help="rows of the table")
+    rows = parser.parse_args().orders
+    services.isolate_environment()
+    end_in_order()
+    try:
+        ui(rows)
+    except KeyboardInterrupt:
+        say("Stopped.")
+    except RuntimeError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def ui(rows: int) -> None:
+    """Run everything until a KeyboardInterrupt. Raises RuntimeError when a part of Airflow ends by itself."""
+    with contextlib.ExitStack() as stack:
+        with alive():
+            say("Starting PostgreSQL and an S3 server")
+            database = stack.enter_context(services.postgres(FOLDER / "postgres"))
+            endpoint = stack.enter_context(services.s3(FOLDER / "s3.log"))
+            services.create_bucket(endpoint)
+            say(f"Filling the table orders: {rows:,} rows")
+            services.load_orders(database, rows)
+            say(f"Starting Airflow (output: {relative(LOG)})")
+            url = f"http://127.0.0.1:{free_port()}"
+            log = stack.enter_context(LOG.open("wb"))
+            environment = os.environ | services.airflow_environment(HOME, database, endpoint) | ui_environment(url)
+            airflow = start_airflow(stack, environment, log)
+            wait_for(url, airflow)
+        print(f"""
+  Airflow         {url}
+  login           {USER}, password {PASSWORD}
+  the S3 server   {endpoint}/{services.BUCKET} lists the objects; add /KEY to see one
+
+  The DAG orders_export is on: last night's run comes by itself within a minute, "Trigger" starts more.
+  Ctrl-C ends everything.
+""")
+        while all(part.poll() is None for part in airflow):
+            time.sleep(1)
+        raise airflow_failed("A part of Airflow ended by itself")
+
+
+def ui_environment(url: str) -> dict[str, str]:
+    """What Airflow's programs need beyond `services.airflow_environment` to serve `url`."""
+    HOME.mkdir(exist_ok=True)
+    PASSWORDS.write_text(json.dumps({USER: PASSWORD}))
+    return {
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": url.rpartition(":")[2],
+        "AIRFLOW__API__BASE_URL": url,
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__API__SECRET_KEY": secrets.token_hex(32),
+        "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__PARALLELISM": "2",  # each is a process, from the start
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(PASSWORDS),
+    }
+
+
+def start_airflow(stack, environment, log):
+    prepare = [sys.executable, "-P", Path(__file__).with_name("run_dag.py")]
+    with services.guarded(prepare, log, env=environment) as preparing:
+        if preparing.wait():
+            raise airflow_failed("Airflow could not make its database")
+    return [
+        stack.enter_context(services.guarded([sys.executable, "-m", "airflow", *words], log, env=environment))
+        for words in COMPONENTS
+    ]
+
+
+def wait_for(url: str, airflow: list[subprocess.Popen[bytes]]) -> None:
+    """Return when every part of Airflow says that it is healthy."""
+    deadline = time.monotonic() + START_SECONDS
+    while not healthy(url):
+        if any(part.poll() is not None for part in airflow):
+            raise airflow_failed("A part of Airflow ended while it started")
+        if time.monotonic() > deadline:
+            raise airflow_failed(f"Airflow did not answer within {START_SECONDS} s")
+        time.sleep(0.5)
+
+
+def healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/api/v2/monitor/health", timeout=5) as answer:
+            parts = json.load(answer)
+    except (OSError, ValueError):
+        return False
+    return all(part["status"] == "healthy" for part in parts.values())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

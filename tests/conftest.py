@@ -1,0 +1,106 @@
+"""Real services for all tests: the demo's PostgreSQL and S3 server, started once a run."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
+from demo import services
+
+services.isolate_environment()
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the services of this run."""
+    return tmp_path_factory.mktemp("services")
+
+
+@pytest.fixture(scope="session")
+def database(folder: Path) -> Iterator[str]:
+    """URI of a PostgreSQL server, without tables of ours."""
+    with services.postgres(folder / "postgres") as uri:
+        yield uri
+
+
+@pytest.fixture(scope="session")
+def endpoint(folder: Path) -> Iterator[str]:
+    """URL of an S3 server in a process of its own."""
+    with services.s3(folder / "s3.log") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def airflow_home(folder: Path, database: str, endpoint: str) -> Path:
+    """Airflow's environment, with connections to the services; must come before any import of Airflow."""
+    home = folder / "airflow"
+    home.mkdir()
+    services.create_bucket(endpoint)
+    os.environ.update(services.airflow_environment(home, database, endpoint))
+    return home
+
+
+@pytest.fixture(scope="session")
+def engine(database: str) -> Iterator[sa.Engine]:
+    """An engine of the driver that the exports use."""
+    engine = sa.create_engine(
+        database.replace("postgresql://", "postgresql+psycopg2://"), poolclass=NullPool, hide_parameters=True
+    )
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def client(endpoint: str) -> Any:
+    """A boto3 S3 client."""
+    return services.s3_client(endpoint)
+
+
+@pytest.fixture
+def bucket(client: Any) -> str:
+    """A new, empty bucket."""
+    name = f"test-{uuid.uuid4().hex}"
+    client.create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture
+def schema(engine: sa.Engine) -> Iterator[str]:
+    """A new schema, first on the search path of new connections of `postgres`, gone after the test."""
+    name = f"test_{uuid.uuid4().hex}"
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"CREATE SCHEMA {name}")
+        connection.exec_driver_sql(f"ALTER ROLE postgres SET search_path = {name}")
+    yield name
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER ROLE postgres RESET search_path")
+        connection.exec_driver_sql(f"DROP SCHEMA {name} CASCADE")
+
+
+@pytest.fixture
+def orders(engine: sa.Engine, schema: str, database: str) -> int:
+    """A table `orders` of 12,345 rows, hostile addresses among them; returns their number."""
+    return services.load_orders(database, 12_345)
+
+
+def content(client: Any, bucket: str, key: str) -> bytes:
+    """All bytes of an object."""
+    body: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+    return body
+
+
+def keys(client: Any, bucket: str) -> list[str]:
+    """Keys of all visible objects."""
+    return [item["Key"] for item in client.list_objects_v2(Bucket=bucket).get("Contents", [])]
+
+
+def open_uploads(client: Any, bucket: str) -> list[str]:
+    """Keys of all multipart uploads that are neither completed nor aborted."""
+    return [item["Key"] for item in client.list_multipart_uploads(Bucket=bucket).get("Uploads", [])]

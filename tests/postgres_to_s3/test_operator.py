@@ -1,0 +1,277 @@
+"""PostgresToS3Operator: what it makes of its arguments and of Airflow's connections."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+
+from orders.models import Order, select_orders
+from streaming_export import EmptyResult, ExportCancelled, InvalidArgument, QueryError
+from tests.conftest import content, keys, open_uploads
+
+if TYPE_CHECKING:
+    from postgres_to_s3 import PostgresToS3Operator
+
+CONTEXT: Any = {"ti": SimpleNamespace(dag_id="a_dag", task_id="a_task", run_id="a_run")}
+
+Make = Callable[..., "PostgresToS3Operator"]
+
+
+@pytest.fixture
+def make(airflow_home: Path, bucket: str) -> Make:
+    """Makes an operator that exports the table orders to an empty bucket."""
+    from postgres_to_s3 import PostgresToS3Operator
+
+    def operator(**arguments: Any) -> PostgresToS3Operator:
+        defaults = {
+            "task_id": "export",
+            "query": select_orders(),
+            "s3_bucket": bucket,
+            "s3_key": "a/file.csv",
+            "unique_key": "id",
+            "postgres_conn_id": "orders_db",
+            "aws_conn_id": "exports_s3",
+        }
+        return PostgresToS3Operator(**{**defaults, **arguments})
+
+    return operator
+
+
+@pytest.fixture
+def connection_with(monkeypatch: pytest.MonkeyPatch, airflow_home: Path) -> Callable[..., None]:
+    """Adds extras to one of Airflow's connections."""
+
+    def add(conn_id: str, **extra: Any) -> None:
+        name = f"AIRFLOW_CONN_{conn_id.upper()}"
+        connection = json.loads(os.environ[name])
+        connection["extra"] = connection.get("extra", {}) | extra
+        monkeypatch.setenv(name, json.dumps(connection))
+
+    return add
+
+
+def test_summary(make: Make, orders: int, client: Any, bucket: str) -> None:
+    """The task returns, as XCom, what it published: JSON, and true of the object."""
+    summary = make().execute(CONTEXT)
+    assert json.loads(json.dumps(summary)) == summary
+    head = client.head_object(Bucket=bucket, Key="a/file.csv")
+    assert (summary["bucket"], summary["key"]) == (bucket, "a/file.csv")
+    assert (summary["rows"], summary["rows_verified"]) == (orders, True)
+    assert (summary["bytes"], summary["etag"]) == (head["ContentLength"], head["ETag"].strip('"'))
+    assert len(summary["sha256"]) == 64
+    assert summary["seconds"] > 0
+
+
+def test_link_holds_no_credentials(make: Make, orders: int, bucket: str, endpoint: str) -> None:
+    """The link to the object is its plain address: it does not expire and gives nobody access."""
+    from postgres_to_s3.operator import _link
+
+    summary = make().execute(CONTEXT)
+    assert summary["link"] == f"{endpoint}/{bucket}/a/file.csv"
+    in_aws = _link("https://s3.eu-west-1.amazonaws.com", SimpleNamespace(bucket="b", key="a b/c.csv"))
+    assert in_aws == "https://console.aws.amazon.com/s3/object/b?prefix=a%20b/c.csv"
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("method", "pandas"),
+        ("method", None),
+        ("yield_per", 0),
+        ("yield_per", -1),
+        ("yield_per", "500"),
+        ("readers", 0),
+        ("readers", True),
+        ("on_empty", "ignore"),
+    ],
+)
+def test_bad_options_are_refused_when_the_dag_is_parsed(make: Make, argument: str, value: Any) -> None:
+    """An option that no run could use fails the import of the DAG, naming option, value and what is allowed."""
+    with pytest.raises(InvalidArgument, match=rf"{argument}={value!r} is not allowed: .+") as caught:
+        make(**{argument: value})
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("argument", "refused", "value"),
+    [
+        ("s3_bucket", "bucket", ""),
+        ("s3_bucket", "bucket", "  "),
+        ("s3_key", "key", ""),
+        ("s3_key", "key", "/a.csv"),
+        ("s3_key", "key", "a/../b.csv"),
+        ("s3_key", "key", "a\n.csv"),
+        ("s3_key", "key", "é" * 513),
+        ("unique_key", "unique_key", "nope"),
+        ("extra_args", "extra_args", {"Bucket": "other"}),
+        ("query", "query", ""),
+        ("parameters", "parameters", {"unknown": 1}),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_read(
+    make: Make, orders: int, client: Any, bucket: str, argument: str, refused: str, value: Any
+) -> None:
+    """What is only known after rendering is refused at the start of the task; nothing is read or written."""
+    with pytest.raises(InvalidArgument, match=f"^{refused}=.* is not allowed: .*Nothing was read or written"):
+        make(**{argument: value}).execute(CONTEXT)
+    assert keys(client, bucket) == []
+    assert open_uploads(client, bucket) == []
+
+
+def test_on_empty(make: Make, orders: int, client: Any, bucket: str) -> None:
+    """Without rows: a header, or a skipped task that leaves everything as it was, or a failure."""
+    from airflow.sdk.exceptions import AirflowSkipException
+
+    nothing = select_orders().where(sa.false())
+    with pytest.raises(AirflowSkipException, match="nothing was written"):
+        make(query=nothing, on_empty="skip").execute(CONTEXT)
+    with pytest.raises(EmptyResult):
+        make(query=nothing, on_empty="fail").execute(CONTEXT)
+    assert keys(client, bucket) == []
+    assert make(query=nothing).execute(CONTEXT)["rows"] == 0
+    assert content(client, bucket, "a/file.csv") == b"id,customer_email,total_cents,status,created_at\n"
+
+
+def test_sql_file_and_templates(make: Make, orders: int, client: Any, bucket: str, tmp_path: Path) -> None:
+    """A query can be a .sql file; its text, the parameters and the key are rendered by Airflow."""
+    from airflow.sdk import DAG
+
+    (tmp_path / "big.sql").write_text(
+        "SELECT id, total_cents FROM {{ params.table }}\nWHERE total_cents >= :least; -- the big ones\n"
+    )
+    with DAG("sql_file", schedule=None, template_searchpath=[str(tmp_path)]):
+        operator = make(query="big.sql", parameters={"least": "{{ params.least }}"}, s3_key="big/{{ ds_nodash }}.csv")
+    operator.resolve_template_files()
+    operator.render_template_fields({"params": {"table": "orders", "least": 90_000}, "ds_nodash": "20261105"})
+    operator.execute(CONTEXT)
+    lines = content(client, bucket, "big/20261105.csv").decode().splitlines()
+    assert lines[0] == "id,total_cents"
+    assert len(lines) > 1
+    assert all(int(line.split(",")[1]) >= 90_000 for line in lines[1:])
+
+
+def test_rendered_query_is_stable_and_free_of_values(make: Make) -> None:
+    """Airflow stores the rendered query: the same text at each parse, without the values that it binds."""
+    from airflow.serialization.helpers import serialize_template_field
+
+    query = select_orders().where(Order.customer_email == "canary@example.com")
+    first, second = (serialize_template_field(make(query=query).query, "query") for _ in range(2))
+    assert first == second
+    assert "FROM orders" in first
+    assert "canary" not in first
+
+
+def test_libpq_options_of_the_connection_reach_the_driver(
+    make: Make, orders: int, connection_with: Callable[..., None]
+) -> None:
+    """Options in the connection's extras are used, such as a time-out set by `options`."""
+    connection_with("orders_db", options="-c statement_timeout=1", connect_timeout=7)
+    with pytest.raises(QueryError, match="statement timeout") as caught:
+        make(query="SELECT pg_sleep(10)::text AS a", unique_key=None).execute(CONTEXT)
+    assert caught.value.sqlstate == "57014"
+
+
+def test_tls_settings_of_the_connection_reach_the_driver(make: Make, connection_with: Callable[..., None]) -> None:
+    """TLS settings in the extras reach libpq, Airflow's own extras do not, and silence is noticed."""
+    tls = {"sslmode": "verify-full", "sslrootcert": "/ca.pem", "sslcert": "/me.pem", "sslkey": "/me.key"}
+    connection_with("orders_db", **tls, sqlalchemy_query={}, cursor="dictcursor", keepalives_idle=5)
+    seen: dict[str, Any] = {}
+    engine = make()._engine()
+
+    @sa.event.listens_for(engine, "do_connect")
+    def do_connect(dialect: Any, record: Any, arguments: Any, parameters: dict[str, Any]) -> None:
+        seen.update(parameters)
+        raise ConnectionAbortedError
+
+    with pytest.raises(ConnectionAbortedError):
+        engine.connect()
+    assert tls.items() <= seen.items()
+    assert not {"cursor", "sqlalchemy_query", "cursor_factory"} & seen.keys()
+    assert (seen["keepalives_idle"], seen["connect_timeout"]) == (5, 30)
+
+
+def test_iam_login(make: Make, connection_with: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `iam` in the extras the login is a token of AWS."""
+    from airflow.providers.postgres.hooks.postgres import PostgresHook
+
+    connection_with("orders_db", iam=True)
+    monkeypatch.setattr(PostgresHook, "get_iam_token", lambda self, connection: ("iam_user", "token", 6543))
+    url = make()._engine().url
+    assert (url.username, url.password, url.port) == ("iam_user", "token", 6543)
+
+
+def test_settings_of_the_aws_connection_reach_the_client(make: Make, connection_with: Callable[..., None]) -> None:
+    """`config_kwargs` of the connection are used; without them, requests are retried in standard mode."""
+    assert make()._client().meta.config.retries["mode"] == "standard"
+    connection_with(
+        "exports_s3",
+        config_kwargs={"request_checksum_calculation": "when_required", "retries": {"mode": "adaptive"}},
+    )
+    config = make()._client().meta.config
+    assert config.request_checksum_calculation == "when_required"
+    assert config.retries["mode"] == "adaptive"
+
+
+def test_role_of_the_aws_connection_is_assumed(
+    make: Make, orders: int, connection_with: Callable[..., None], endpoint: str
+) -> None:
+    """With `role_arn` in the extras the client has the credentials of the role."""
+    connection_with(
+        "exports_s3",
+        role_arn="arn:aws:iam::123456789012:role/exporter",
+        service_config={"sts": {"endpoint_url": endpoint}},
+    )
+    operator = make()
+    assert operator._client()._get_credentials().method == "sts-assume-role"
+    assert operator.execute(CONTEXT)["rows"] == orders
+
+
+def test_on_kill(make: Make, orders: int, client: Any, bucket: str, engine: sa.Engine) -> None:
+    """on_kill cancels the query on the server and leaves neither object nor upload."""
+    operator = make(query="SELECT id, pg_sleep(60)::text AS a FROM orders", unique_key=None)
+    raised: list[BaseException] = []
+
+    def execute() -> None:
+        try:
+            operator.execute(CONTEXT)
+        except BaseException as exc:
+            raised.append(exc)
+
+    thread = threading.Thread(target=execute)
+    thread.start()
+    while not queries(engine, "%pg_sleep%"):
+        assert thread.is_alive()
+    operator.on_kill()
+    thread.join(30)
+    assert [type(exc) for exc in raised] == [ExportCancelled]
+    assert queries(engine, "%pg_sleep%") == []
+    assert keys(client, bucket) == []
+    assert open_uploads(client, bucket) == []
+
+
+def test_a_dba_sees_who_reads(make: Make, orders: int, client: Any, bucket: str) -> None:
+    """The connections' application_name tells DAG, task and run."""
+    make(query="SELECT current_setting('application_name') AS name", unique_key=None).execute(CONTEXT)
+    assert content(client, bucket, "a/file.csv") == b"name\nairflow a_dag.a_task a_run\n"
+
+
+def queries(engine: sa.Engine, pattern: str) -> list[str]:
+    """Running statements like `pattern`, but for this one."""
+    with engine.connect() as connection:
+        return list(
+            connection.scalars(
+                sa.text(
+                    "SELECT query FROM pg_stat_activity"
+                    " WHERE state = 'active' AND pid <> pg_backend_pid() AND query LIKE :pattern"
+                ),
+                {"pattern": pattern},
+            )
+        )
