@@ -14,6 +14,9 @@ Result = TypeVar("Result")
 # Seconds that an interrupted export has for aborting its upload and closing its connections.
 _END_SECONDS = 15.0
 
+# A cancel that reaches the server between two statements stops neither: it is repeated.
+_REPEAT_SECONDS = 1.0
+
 
 class Cancellation:
     """Handed to an export so that it can be stopped from outside; used for one export."""
@@ -64,6 +67,9 @@ def run_cancellable(work: Callable[[], Result], cancellation: Cancellation) -> R
 
     threading.Thread(target=contextvars.copy_context().run, args=(run,), name="export", daemon=True).start()
     try:
+        while wait([future], _REPEAT_SECONDS).not_done:
+            if cancellation.cancelled:
+                cancellation.cancel()
         return future.result()
     except BaseException:
         if not future.done():

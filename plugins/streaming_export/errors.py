@@ -72,18 +72,27 @@ class ExportCancelled(ExportError):
     """The export was stopped from outside before its object was complete; nothing was published."""
 
 
+# Classes of SQLSTATE whose messages quote values of rows or parameters, as in: invalid input syntax for type
+# integer: "jane@example.com" (PostgreSQL manual, appendix A: data exception, integrity violation, PL/pgSQL).
+_TELLING_CLASSES = ("22", "23", "P0")
+
+
 def query_error(doing: str, exc: BaseException) -> QueryError:
     """Translate a driver's error into one that may be logged.
 
     Only the server's primary message and SQLSTATE are kept: DETAIL, CONTEXT and the line of SQL that
     libpq appends can hold row values and bind values.
 
-    :param doing: what was being done, as in "reading the rows".
+    :param doing: what was being done, as in "running the query".
     """
     cause = exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
     diag = getattr(cause, "diag", None)
-    primary = getattr(diag, "message_primary", None)
-    sqlstate = getattr(cause, "pgcode", None) or getattr(diag, "sqlstate", None)
-    lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    what = f"{primary} (SQLSTATE {sqlstate})" if primary else lines[0]
-    return QueryError(f"Postgres failed while {doing}: {what}. Nothing was published.", sqlstate)
+    message = getattr(diag, "message_primary", None)
+    sqlstate = getattr(diag, "sqlstate", None)
+    if not message:
+        # Not from the server, but from the driver or the network; libpq's first line says it.
+        message = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    elif sqlstate and sqlstate.startswith(_TELLING_CLASSES):
+        message = f"{type(cause).__name__} (the message is left out, since it may quote a value)"
+    state = f" (SQLSTATE {sqlstate})" if sqlstate else ""
+    return QueryError(f"Postgres failed while {doing}: {message}{state}. Nothing was published.", sqlstate)

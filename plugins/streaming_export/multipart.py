@@ -29,9 +29,10 @@ FIRST_PART_BYTES = 8 * MiB
 #: Bytes of parts on their way to the store, beside the part that is being filled.
 IN_FLIGHT_BYTES = 3 * FIRST_PART_BYTES
 
-# From there parts double every 600, so that 10,000 of them hold the 5 TiB that S3 allows, none over 5 GiB.
+# From there parts double every 600, up to 4 GiB (S3 takes 5), so that 10,000 of them hold the 5 TiB of an object.
 _PARTS_BEFORE_GROWTH = 4_000
 _PARTS_OF_A_SIZE = 600
+_MAX_DOUBLINGS = 9
 
 _ABORT_TIMEOUT = 10.0  # seconds that an abort waits for parts still on their way
 
@@ -55,7 +56,7 @@ class StoredObject:
 def part_bytes(number: int) -> int:
     """Size of the part with this number (from 1), but for the last one."""
     doublings = math.ceil(max(0, number - _PARTS_BEFORE_GROWTH) / _PARTS_OF_A_SIZE)
-    return int(FIRST_PART_BYTES * 2**doublings)
+    return FIRST_PART_BYTES << min(doublings, _MAX_DOUBLINGS)
 
 
 class Upload:

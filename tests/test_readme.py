@@ -1,0 +1,71 @@
+"""What the README says is so."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import boto3
+import pytest
+import sqlalchemy as sa
+
+from demo import services
+from tests.conftest import content
+
+README = (services.PROJECT / "README.md").read_text(encoding="utf-8")
+
+
+def python_block(containing: str) -> str:
+    """The only block of Python in the README with this text."""
+    (block,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if containing in block)
+    return block
+
+
+def test_engine_example(
+    orders: int, engine: sa.Engine, client: Any, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The example of the engine runs as it stands, but for where database and store are, in under ten lines."""
+    example = python_block("from streaming_export import export")
+    assert len(example.splitlines()) < 10
+    if services.BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
+        services.create_bucket(endpoint)
+    monkeypatch.setattr(sa, "create_engine", lambda url: engine)
+    monkeypatch.setattr(boto3, "client", lambda service: client)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert names["result"].rows == orders
+    assert content(client, services.BUCKET, "orders.csv").startswith(b"id,customer_email,")
+
+
+def test_dag_example(airflow_home: object) -> None:
+    """The example of another table is a DAG that Airflow accepts."""
+    names: dict[str, Any] = {}
+    exec(python_block("customers_export"), names)
+    dag = next(value for value in names.values() if getattr(value, "dag_id", None) == "customers_export")
+    dag.validate()
+    assert dag.task_ids == ["export_customers"]
+
+
+def test_commands_exist() -> None:
+    """Each `make` command of the README is a target of the Makefile."""
+    targets = set(re.findall(r"^([a-z]+):", (services.PROJECT / "Makefile").read_text(), re.MULTILINE))
+    commands = set(re.findall(r"^make ([a-z]+)|`make ([a-z]+)", README, re.MULTILINE))
+    named = {word for pair in commands for word in pair if word}
+    assert named
+    assert named <= targets
+
+
+def test_arguments_of_the_operator_are_documented_with_their_defaults(airflow_home: object) -> None:
+    """The README names every argument of the operator, and the right defaults of its options."""
+    import inspect
+
+    from postgres_to_s3 import PostgresToS3Operator
+    from streaming_export.export import DEFAULT_YIELD_PER
+
+    arguments = inspect.signature(PostgresToS3Operator.__init__).parameters
+    names = arguments.keys() - {"self", "kwargs"}
+    assert {name for name in names if not re.search(rf"\b{name}\b", README)} == set()
+    assert f"| `readers` | {arguments['readers'].default} |" in README
+    assert f"| `method` | `{arguments['method'].default}` |" in README
+    assert f"| `on_empty` | `{arguments['on_empty'].default}` |" in README
+    assert f"| `yield_per` | {DEFAULT_YIELD_PER['copy']:,}; for `rows` {DEFAULT_YIELD_PER['rows']:,} |" in README
