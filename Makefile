@@ -12,7 +12,7 @@ demo: .venv/demo.stamp  ## export a table of orders to S3 through Airflow, here 
 	@$(IN_VENV) -m demo --orders '$(ORDERS)'
 
 ui: .venv/demo.stamp  ## the same services with Airflow's web interface, until Ctrl-C
-	@$(IN_VENV) -m demo.ui
+	@$(IN_VENV) -m demo.ui --orders '$(ORDERS)'
 
 test: .venv/test.stamp  ## all tests; ARGS='-k multipart' for some
 	$(IN_VENV) -m pytest $(ARGS)

@@ -10,12 +10,14 @@ import csv
 import itertools
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from demo import services
+from demo.guard import guarded
 from demo.steps import alive, say
 
 FOLDER = services.PROJECT / ".demo"
@@ -23,8 +25,8 @@ LOG = FOLDER / "airflow.log"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="make demo")
-    parser.add_argument("--orders", type=number, default=200_000, help="rows of the table")
+    parser = argparse.ArgumentParser("make demo", usage="make demo ORDERS=200000")
+    parser.add_argument("--orders", metavar="ORDERS", type=number, default=200_000)
     rows = parser.parse_args().orders
     services.isolate_environment()
     end_in_order()
@@ -52,7 +54,7 @@ def demo(rows: int) -> int:
             say("Downloading the file and counting its rows")
             export = result["export"]
             copy = FOLDER / Path(export["key"]).name
-            services.s3_client(endpoint).download_file(export["bucket"], export["key"], str(copy))
+            download(endpoint, export["bucket"], export["key"], copy)
             in_table, in_file = services.count_orders(database), count_rows(copy)
             say("Stopping the services")
     print_summary(result, copy, in_table, in_file)
@@ -74,8 +76,8 @@ def run_dag(database: str, endpoint: str) -> dict[str, Any]:
     home.mkdir(exist_ok=True)
     answer.unlink(missing_ok=True)
     environment = os.environ | services.airflow_environment(home, database, endpoint)
-    command = [sys.executable, "-P", Path(__file__).with_name("run_dag.py"), answer]
-    with LOG.open("wb") as log, services.guarded(command, log, env=environment) as airflow:
+    command = [sys.executable, "-P", str(Path(__file__).with_name("run_dag.py")), str(answer)]
+    with LOG.open("wb") as log, guarded(command, log, env=environment) as airflow:
         airflow.wait()
     result = json.loads(answer.read_text()) if answer.exists() else {"state": "failed"}
     if result["state"] != "success":
@@ -86,7 +88,15 @@ def run_dag(database: str, endpoint: str) -> dict[str, Any]:
 def airflow_failed(what: str) -> RuntimeError:
     """The error that says `what` after the end of Airflow's output."""
     tail = "\n  ".join(LOG.read_text(errors="replace").splitlines()[-20:])
-    return RuntimeError(f"The last lines of {relative(LOG)}:\n  {tail}\n\n{what}. All of it is in {relative(LOG)}.")
+    return RuntimeError(
+        f"The last lines of {relative(LOG)}:\n  {tail}\n\n{what.rstrip('.')}. All of it is in {relative(LOG)}."
+    )
+
+
+def download(endpoint: str, bucket: str, key: str, path: Path) -> None:
+    """Stream the object into the file `path`, in one request: moto reads a whole object for each range of it."""
+    with path.open("wb") as file:
+        shutil.copyfileobj(services.s3_client(endpoint).get_object(Bucket=bucket, Key=key)["Body"], file, 2**20)
 
 
 def count_rows(path: Path) -> int:
@@ -115,21 +125,21 @@ Airflow's DAG orders_export streamed the table orders from PostgreSQL to S3.
 {lines}
 What next?
   make ui                      the same with Airflow's web interface
-  make demo ORDERS=5000000     more rows, the same memory
+  make demo ORDERS=5000000     more rows, hardly more memory
   README.md                    your own database, table and bucket
 """)
 
 
 def end_in_order() -> None:
-    """Let SIGTERM and SIGHUP end the services as Ctrl-C does, and print any text on any terminal."""
+    """Let Ctrl-C, SIGTERM and SIGHUP end the services in order, and print any text at once, wherever to."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
+    for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signal_number, stop)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        stream.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
 
 
 def relative(path: Path) -> Path:

@@ -1,8 +1,10 @@
-"""Runs a command that never outlives the program that started it.
+"""Commands that never outlive the program that started them, however it ends.
+
+`guarded` starts this file as a process between the two:
 
     python guard.py SIGNAL SECONDS COMMAND [ARGUMENT ...]
 
-The starter holds the guard's standard input open. Once it writes to it, closes it or dies, even by
+Its starter holds the guard's standard input open. Once it writes to it, closes it or dies, even by
 SIGKILL, the guard sends SIGNAL to the command's process group and kills after SECONDS what is left.
 Ends with the command's exit status.
 """
@@ -14,13 +16,70 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
 
 import psutil
 
+START_SECONDS = 60  # a service's time to answer, on a machine that is busy
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 
 
+@contextmanager
+def guarded(
+    command: Sequence[str],
+    log: IO[bytes],
+    *,
+    env: dict[str, str] | None = None,
+    stop: signal.Signals = signal.SIGTERM,
+    seconds: float = 10,
+    keep_open: Sequence[int] = (),
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `command` for the length of the block, its output in `log`.
+
+    At the end its process group gets the signal `stop`, and after `seconds` it and all its
+    descendants are killed. `keep_open` are file descriptors that stay open until then.
+    """
+    guard = subprocess.Popen(
+        [sys.executable, "-P", str(Path(__file__)), stop.name, str(seconds), *command],
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=env,
+        pass_fds=keep_open,
+        start_new_session=True,  # Ctrl-C in a terminal reaches us only, so that we end things in order
+    )
+    try:
+        yield guard
+    finally:
+        ask_to_stop(guard)
+        guard.wait()
+
+
+def ask_to_stop(guard: subprocess.Popen[bytes]) -> None:
+    """Begin the end of a `guarded` command without waiting for it, so that several can end at once."""
+    assert guard.stdin is not None
+    # Closing alone is not enough while a fork of this process holds the pipe as well.
+    with suppress(BrokenPipeError, ValueError):
+        guard.stdin.write(b".")
+        guard.stdin.close()
+
+
+def wait_until(ready: Callable[[], bool], guard: subprocess.Popen[bytes], log: IO[bytes], name: str) -> None:
+    """Return when `ready`. Raises RuntimeError with the end of the log if the command ends or takes too long."""
+    deadline = time.monotonic() + START_SECONDS
+    while not ready():
+        if guard.poll() is not None or time.monotonic() > deadline:
+            why = "ended" if guard.poll() is not None else f"did not answer within {START_SECONDS} s"
+            log.seek(0)
+            raise RuntimeError(f"{name} {why}. Its log ends with:\n{log.read()[-2000:].decode(errors='replace')}")
+        time.sleep(0.03)
+
+
 def main() -> int:
+    """Be the guard."""
     stop_signal, seconds, command = signal.Signals[sys.argv[1]], float(sys.argv[2]), sys.argv[3:]
     # The starter decides about the end, so that it comes in order. Handlers, unlike SIG_IGN, are
     # not inherited by the command.
@@ -45,11 +104,14 @@ def _stop_on_request(child: subprocess.Popen[bytes], stop_signal: signal.Signals
 
 
 def _kill_descendants() -> None:
-    for process in psutil.Process().children(recursive=True):
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            pass
+    for _ in range(10):  # a process may start another one meanwhile
+        processes = psutil.Process().children(recursive=True)
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=1)
+        if not processes:
+            break
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from steps import alive, say
 
 FOLDER = Path(".venv")
-PYTHON = FOLDER / "bin" / "python"
+PYTHON = str(FOLDER / "bin" / "python")
 LOG = FOLDER / "install.log"
 
 

@@ -73,7 +73,7 @@ def run(result: Path) -> None:
     for task in dag.tasks:
         task.retries = 0  # whoever watches should see an error now, not after the retries
     watch = Watch()
-    get_listener_manager().add_listener(watch)
+    get_listener_manager().add_listener(watch)  # type: ignore[no-untyped-call]
     done = dag.test()
     with create_session() as session:
         query = XComModel.get_many(run_id=done.run_id, key="return_value", task_ids=TASK_ID, dag_ids=DAG_ID)

@@ -15,9 +15,11 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import IO
 
 from demo import services
 from demo.__main__ import FOLDER, LOG, airflow_failed, end_in_order, number, relative
+from demo.guard import ask_to_stop, guarded
 from demo.steps import alive, say
 
 HOME = FOLDER / "airflow"
@@ -28,8 +30,8 @@ START_SECONDS = 180
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="make ui")
-    parser.add_argument("--orders", type=number, default=200_000, help="rows of the table")
+    parser = argparse.ArgumentParser("make ui", usage="make ui ORDERS=200000")
+    parser.add_argument("--orders", metavar="ORDERS", type=number, default=200_000)
     rows = parser.parse_args().orders
     services.isolate_environment()
     end_in_order()
@@ -54,13 +56,15 @@ def ui(rows: int) -> None:
             say(f"Filling the table orders: {rows:,} rows")
             services.load_orders(database, rows)
             say(f"Starting Airflow (output: {relative(LOG)})")
-            url = f"http://127.0.0.1:{free_port()}"
+            port = free_port()
             log = stack.enter_context(LOG.open("wb"))
-            environment = os.environ | services.airflow_environment(HOME, database, endpoint) | ui_environment(url)
+            environment = os.environ | services.airflow_environment(HOME, database, endpoint) | ui_environment(port)
             airflow = start_airflow(stack, environment, log)
-            wait_for(url, airflow)
+            for part in airflow:
+                stack.callback(ask_to_stop, part)  # all at once, before each is waited for
+            wait_for(port, airflow)
         print(f"""
-  Airflow         {url}
+  Airflow         http://127.0.0.1:{port}
   login           {USER}, password {PASSWORD}
   the S3 server   {endpoint}/{services.BUCKET} lists the objects; add /KEY to see one
 
@@ -72,41 +76,43 @@ def ui(rows: int) -> None:
         raise airflow_failed("A part of Airflow ended by itself")
 
 
-def ui_environment(url: str) -> dict[str, str]:
-    """What Airflow's programs need beyond `services.airflow_environment` to serve `url`."""
+def ui_environment(port: int) -> dict[str, str]:
+    """What Airflow's programs need beyond `services.airflow_environment` to serve this port of the machine."""
     HOME.mkdir(exist_ok=True)
     PASSWORDS.write_text(json.dumps({USER: PASSWORD}))
     return {
         "AIRFLOW__API__HOST": "127.0.0.1",
-        "AIRFLOW__API__PORT": url.rpartition(":")[2],
-        "AIRFLOW__API__BASE_URL": url,
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
         "AIRFLOW__API__WORKERS": "1",
         "AIRFLOW__API__SECRET_KEY": secrets.token_hex(32),
         "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
-        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__PARALLELISM": "2",  # each is a process, from the start
-        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(PASSWORDS),
     }
 
 
-def start_airflow(stack, environment, log):
-    prepare = [sys.executable, "-P", Path(__file__).with_name("run_dag.py")]
-    with services.guarded(prepare, log, env=environment) as preparing:
+def start_airflow(
+    stack: contextlib.ExitStack, environment: dict[str, str], log: IO[bytes]
+) -> list[subprocess.Popen[bytes]]:
+    """Make Airflow's database, then start its programs, which end with `stack`."""
+    prepare = [sys.executable, "-P", str(Path(__file__).with_name("run_dag.py"))]
+    with guarded(prepare, log, env=environment) as preparing:
         if preparing.wait():
             raise airflow_failed("Airflow could not make its database")
     return [
-        stack.enter_context(services.guarded([sys.executable, "-m", "airflow", *words], log, env=environment))
+        stack.enter_context(guarded([sys.executable, "-P", "-m", "airflow", *words], log, env=environment))
         for words in COMPONENTS
     ]
 
 
-def wait_for(url: str, airflow: list[subprocess.Popen[bytes]]) -> None:
+def wait_for(port: int, airflow: list[subprocess.Popen[bytes]]) -> None:
     """Return when every part of Airflow says that it is healthy."""
     deadline = time.monotonic() + START_SECONDS
-    while not healthy(url):
+    while not healthy(port):
         if any(part.poll() is not None for part in airflow):
             raise airflow_failed("A part of Airflow ended while it started")
         if time.monotonic() > deadline:
@@ -114,9 +120,9 @@ def wait_for(url: str, airflow: list[subprocess.Popen[bytes]]) -> None:
         time.sleep(0.5)
 
 
-def healthy(url: str) -> bool:
+def healthy(port: int) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/api/v2/monitor/health", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v2/monitor/health", timeout=5) as answer:
             parts = json.load(answer)
     except (OSError, ValueError):
         return False
@@ -126,7 +132,7 @@ def healthy(url: str) -> bool:
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":
