@@ -43,6 +43,7 @@ def airflow_home(folder: Path, database: str, endpoint: str) -> Path:
     home = folder / "airflow"
     home.mkdir()
     services.create_bucket(endpoint)
+    services.analytics(database)
     os.environ.update(services.airflow_environment(home, database, endpoint))
     return home
 
@@ -97,8 +98,9 @@ def content(client: Any, bucket: str, key: str) -> bytes:
 
 
 def keys(client: Any, bucket: str) -> list[str]:
-    """Keys of all visible objects."""
-    return [item["Key"] for item in client.list_objects_v2(Bucket=bucket).get("Contents", [])]
+    """Keys of all visible objects; a manifest is named only where its file is not there."""
+    found = [item["Key"] for item in client.list_objects_v2(Bucket=bucket).get("Contents", [])]
+    return [key for key in found if key.removesuffix(".manifest.json") not in set(found) - {key}]
 
 
 def open_uploads(client: Any, bucket: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -69,3 +70,12 @@ def test_arguments_of_the_operator_are_documented_with_their_defaults(airflow_ho
     assert f"| `method` | `{arguments['method'].default}` |" in README
     assert f"| `on_empty` | `{arguments['on_empty'].default}` |" in README
     assert f"| `yield_per` | {DEFAULT_YIELD_PER['copy']:,}; for `rows` {DEFAULT_YIELD_PER['rows']:,} |" in README
+
+
+def test_the_lifecycle_rule_is_accepted(client: Any, bucket: str) -> None:
+    """The rule to paste is one that an S3 server takes: old exports expire, abandoned uploads are aborted."""
+    (block,) = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
+    client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration=json.loads(block))
+    rules = client.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
+    assert rules[0]["Expiration"] == {"Days": 90}
+    assert rules[1]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 2}

@@ -5,29 +5,19 @@ from __future__ import annotations
 import dataclasses
 import urllib.parse
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-from airflow.providers.postgres.hooks.postgres import PostgresHook
-from airflow.sdk import BaseOperator
+from airflow.sdk import Asset, BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
-from botocore.config import Config
-from sqlalchemy.pool import NullPool
 
+from postgres_to_s3.connections import postgres_engine, s3_client
 from postgres_to_s3.links import S3ObjectLink
-from streaming_export import Cancellation, ExportResult, check_options, export
+from streaming_export import Cancellation, ExportResult, Options, export, move_pointer
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-    from sqlalchemy import Engine
     from sqlalchemy.sql.expression import SelectBase
-
-# What a connection's own extras override. libpq waits for ever for a host that does not answer, and a
-# firewall forgets a connection that is silent for minutes (PostgreSQL manual, 32.1.2 "Parameter Key Words").
-_LIBPQ_DEFAULTS = {"connect_timeout": 30, "keepalives_idle": 60, "keepalives_interval": 10, "keepalives_count": 6}
-
-# What the connection's ``config_kwargs`` override.
-_BOTO_DEFAULTS = Config(retries={"mode": "standard", "max_attempts": 5})
 
 
 class PostgresToS3Operator(BaseOperator):
@@ -53,6 +43,13 @@ class PostgresToS3Operator(BaseOperator):
         marks the task skipped, ``fail`` fails it.
     :param verify_rows: have the database count the rows in the same snapshot, and compare; turn it off for
         queries that are too expensive to run twice.
+    :param compression: ``gzip`` or ``zstd``; adds ``.gz`` or ``.zst`` to the key.
+    :param max_file_rows: data rows of a file; more go to further files: ``…-00001.csv``, ``…-00002.csv``, …
+    :param max_file_bytes: bytes of CSV of a file, before compression; likewise.
+    :param window: begin and end of the time whose rows the query gives, for whoever loads them; without it
+        they are taken for all rows. (templated)
+    :param latest_key: key of a JSON document that names the newest export's manifest; moved only forward in
+        the time of the snapshot. None or empty leaves it alone. (templated)
     :param extra_args: further arguments of the S3 requests by their boto3 names, as ``ServerSideEncryption``,
         ``SSEKMSKeyId``, ``ACL``, ``StorageClass``, ``Metadata``.
     """
@@ -63,6 +60,8 @@ class PostgresToS3Operator(BaseOperator):
         "unique_key",
         "s3_bucket",
         "s3_key",
+        "window",
+        "latest_key",
         "postgres_conn_id",
         "aws_conn_id",
     )
@@ -85,11 +84,15 @@ class PostgresToS3Operator(BaseOperator):
         readers: int = 2,
         on_empty: Literal["header", "skip", "fail"] = "header",
         verify_rows: bool = True,
+        compression: Literal["gzip", "zstd"] | None = None,
+        max_file_rows: int | None = None,
+        max_file_bytes: int | None = None,
+        window: Sequence[str] | None = None,
+        latest_key: str | None = None,
         extra_args: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_options(method=method, yield_per=yield_per, readers=readers, on_empty=on_empty)
         self.query = query
         self.parameters = parameters
         self.unique_key = unique_key
@@ -97,63 +100,83 @@ class PostgresToS3Operator(BaseOperator):
         self.s3_key = s3_key
         self.postgres_conn_id = postgres_conn_id
         self.aws_conn_id = aws_conn_id
-        self.method = method
-        self.yield_per = yield_per
-        self.readers = readers
-        self.on_empty = on_empty
-        self.verify_rows = verify_rows
-        self.extra_args = extra_args
+        self.window = window
+        self.latest_key = latest_key
+        self.options = {
+            "method": method,
+            "yield_per": yield_per,
+            "readers": readers,
+            "on_empty": on_empty,
+            "verify_rows": verify_rows,
+            "compression": compression,
+            "max_file_rows": max_file_rows,
+            "max_file_bytes": max_file_bytes,
+            "extra_args": extra_args or {},
+        }
+        Options(**self.options)  # refuses what no run could use
         self._cancellation: Cancellation | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the export.
 
-        :returns: bucket, key, rows, rows_verified, bytes, sha256, etag, parts, seconds, and a link to the object.
+        :returns: what `streaming_export.ExportResult` holds, but of the files their number, and a link to the object.
         :raises streaming_export.ExportError: see `streaming_export.export`.
         """
         self._cancellation = Cancellation()
         ti = context["ti"]
-        client = self._client()
+        client = s3_client(self.aws_conn_id)
         result = export(
             self.query,
-            engine=self._engine(),
+            engine=postgres_engine(self.postgres_conn_id),
             client=client,
             bucket=self.s3_bucket,
             key=self.s3_key,
             parameters=self.parameters,
             unique_key=self.unique_key,
-            method=self.method,
-            yield_per=self.yield_per,
-            readers=self.readers,
-            on_empty=self.on_empty,
-            verify_rows=self.verify_rows,
-            extra_args=self.extra_args,
+            window=(self.window[0], self.window[1]) if self.window else None,
+            run={"dag": ti.dag_id, "task": ti.task_id, "run": ti.run_id, "try": ti.try_number},
             application_name=f"airflow {ti.dag_id}.{ti.task_id} {ti.run_id}",
             cancellation=self._cancellation,
+            **self.options,
         )
         if result.key is None:
             raise AirflowSkipException(
                 f"The query returned no rows: nothing was written to s3://{self.s3_bucket}/{self.s3_key}."
             )
-        return {**dataclasses.asdict(result), "link": _link(client.meta.endpoint_url, result)}
+        self._move_latest(client, result)
+        self._tell_consumers(context, result)
+        # The manifest names the files: there can be more than an XCom should hold.
+        summary = dataclasses.asdict(result) | {"files": len(result.files)}
+        return {**summary, "link": _link(client.meta.endpoint_url, result)}
 
     def on_kill(self) -> None:
         """Cancel the query on the server and abort the upload; returns within 3 seconds."""
         if self._cancellation:
             self._cancellation.cancel()
 
-    def _engine(self) -> Engine:
-        hook = PostgresHook(postgres_conn_id=self.postgres_conn_id, sqlalchemy_scheme="postgresql+psycopg2")
-        # The hook's URL leaves these out.
-        extras = hook.connection.extra_dejson
-        options = {name: extras[name] for name in extras.keys() - hook.ignored_extra_options}
-        return hook.get_sqlalchemy_engine(
-            {"connect_args": {**_LIBPQ_DEFAULTS, **options}, "poolclass": NullPool, "hide_parameters": True}
+    def _move_latest(self, client: Any, result: ExportResult) -> None:
+        if not self.latest_key:
+            return
+        taken_at = datetime.fromisoformat(result.snapshot_taken_at)
+        about = {"rows": result.rows, "bytes": result.bytes}
+        extra_args = self.options["extra_args"]
+        url = str(result.manifest_url)
+        moved = move_pointer(client, self.s3_bucket, self.latest_key, url, taken_at, about, extra_args)
+        self.log.info(
+            "s3://%s/%s %s", self.s3_bucket, self.latest_key, f"names {url}." if moved else "names a later snapshot."
         )
 
-    def _client(self) -> Any:
-        hook = S3Hook(aws_conn_id=self.aws_conn_id)
-        return hook.get_client_type(hook.region_name, _BOTO_DEFAULTS.merge(hook.config))
+    def _tell_consumers(self, context: Context, result: ExportResult) -> None:
+        """Put what was published into the events of the assets that the task updates."""
+        for asset in self.outlets:
+            if isinstance(asset, Asset):
+                context["outlet_events"][asset].extra = {
+                    "manifest_url": result.manifest_url,
+                    "rows": result.rows,
+                    "bytes": result.bytes,
+                    "sha256": result.sha256,
+                    "window": {"from": self.window[0], "to": self.window[1]} if self.window else None,
+                }
 
 
 def _link(endpoint: str, result: ExportResult) -> str:

@@ -1,18 +1,33 @@
-"""What can go wrong in an export.
+"""What can go wrong in an export, and in loading one.
 
 ExportError                    base of everything that this package raises on purpose
 ├── InvalidArgument            an argument was refused before any row was read (also a ValueError)
 ├── QueryError                 Postgres refused the query, or failed while it was read
 ├── EmptyResult                the query returned no rows and on_empty is "fail"
 ├── UploadError                the object store refused the object, or failed while it was written
+│   └── UploadAborted          the upload was aborted from outside (raised as ExportCancelled by export())
 ├── VerificationError          what was read, sent and stored do not agree
 └── ExportCancelled            the export was stopped from outside
+
+IngestError                    base of everything that loading an export raises on purpose
+├── ManifestError              what the manifest says can't be used
+│   ├── ManifestMissing        it does not exist
+│   ├── ManifestInvalid        it is truncated, or contradicts its schema or itself
+│   ├── ManifestTooNew         it is of a version that this program does not know
+│   └── ForeignBucket          it is in, or names an object of, another bucket than the one that was told
+├── ObjectChanged              an object is no longer the one that the manifest describes
+├── ColumnsChanged             the columns of the table and of the export differ
+├── StoreError                 the object store failed while it was read
+└── LoadError                  the analytics database refused the rows, or failed
 
 The message of each says what happened, what was published and what to do. It never holds a value of a
 row, a bind value or a credential.
 """
 
 from __future__ import annotations
+
+import re
+from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
@@ -64,12 +79,72 @@ class UploadError(ExportError):
         self.code = code
 
 
+class UploadAborted(UploadError):
+    """The upload was aborted from outside before it was complete; nothing was published."""
+
+
 class VerificationError(ExportError):
     """What was read, sent and stored do not agree."""
 
 
 class ExportCancelled(ExportError):
     """The export was stopped from outside before its object was complete; nothing was published."""
+
+
+class IngestError(Exception):
+    """Base of all errors of loading an export; nothing was loaded."""
+
+
+class ManifestError(IngestError):
+    """What the manifest says can't be used."""
+
+
+class ManifestMissing(ManifestError):
+    """There is no manifest at the URL."""
+
+
+class ManifestInvalid(ManifestError):
+    """The manifest is truncated, or contradicts its schema or itself."""
+
+
+class ManifestTooNew(ManifestError):
+    """The manifest is of a version that this program does not know."""
+
+
+class ForeignBucket(ManifestError):
+    """The manifest is in another bucket than the one that was told, or names an object of another."""
+
+
+class ObjectChanged(IngestError):
+    """An object is no longer the one that the manifest describes."""
+
+
+class ColumnsChanged(IngestError):
+    """The columns of the table and of the export differ."""
+
+
+class StoreError(IngestError):
+    """The object store failed while it was read.
+
+    :param message: what happened and what to do.
+    :param code: the store's error code (``AccessDenied``, …), if it sent one.
+    """
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class LoadError(IngestError):
+    """The analytics database refused the rows, or failed.
+
+    :param message: what happened and what to do.
+    :param sqlstate: the error's SQLSTATE, if the server sent one.
+    """
+
+    def __init__(self, message: str, sqlstate: str | None = None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
 
 
 # Classes of SQLSTATE whose messages quote values of rows or parameters, as in: invalid input syntax for type
@@ -80,10 +155,26 @@ _TELLING_CLASSES = ("22", "23", "P0")
 def query_error(doing: str, exc: BaseException) -> QueryError:
     """Translate a driver's error into one that may be logged.
 
+    :param doing: what was being done, as in "running the query".
+    """
+    message, sqlstate = _server_message(exc)
+    return QueryError(f"Postgres failed while {doing}: {message}. Nothing was published.", sqlstate)
+
+
+def load_error(doing: str, exc: BaseException) -> LoadError:
+    """Translate a driver's error while an export is loaded into one that may be logged.
+
+    :param doing: what was being done, as in "loading s3://…".
+    """
+    message, sqlstate = _server_message(exc)
+    return LoadError(f"Postgres failed while {doing}: {message}. Nothing was loaded; retrying is safe.", sqlstate)
+
+
+def _server_message(exc: BaseException) -> tuple[str, str | None]:
+    """What an error may be logged as, and its SQLSTATE.
+
     Only the server's primary message and SQLSTATE are kept: DETAIL, CONTEXT and the line of SQL that
     libpq appends can hold row values and bind values.
-
-    :param doing: what was being done, as in "running the query".
     """
     cause = exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
     diag = getattr(cause, "diag", None)
@@ -94,5 +185,15 @@ def query_error(doing: str, exc: BaseException) -> QueryError:
         message = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
     elif sqlstate and sqlstate.startswith(_TELLING_CLASSES):
         message = f"{type(cause).__name__} (the message is left out, since it may quote a value)"
-    state = f" (SQLSTATE {sqlstate})" if sqlstate else ""
-    return QueryError(f"Postgres failed while {doing}: {message}{state}. Nothing was published.", sqlstate)
+    elif not _points_at_a_name(exc, diag):
+        message = re.sub('".*"', '"…"', message, flags=re.DOTALL)
+    return f"{message} (SQLSTATE {sqlstate})" if sqlstate else message, sqlstate
+
+
+def _points_at_a_name(exc: BaseException, diag: Any) -> bool:
+    """Whether the error is about a word of the query's text other than a literal: a filled-in parameter is one."""
+    statement = exc.statement if isinstance(exc, DBAPIError) else None
+    position = getattr(diag, "statement_position", None)
+    if not statement or not position:
+        return False
+    return not re.match(r"[eE]?'|[-+.\d]", statement[int(position) - 1 :])

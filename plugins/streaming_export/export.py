@@ -1,29 +1,26 @@
-"""Streams a Postgres query into one CSV object: query → batches → bytes → parts → object."""
+"""Streams a Postgres query into CSV files in S3: query → batches → bytes → parts → objects → manifest."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import time
 import urllib.parse
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 import psycopg2
 import sqlalchemy as sa
 
+from streaming_export import manifest
 from streaming_export.cancellation import Cancellation, run_cancellable
-from streaming_export.errors import (
-    EmptyResult,
-    ExportCancelled,
-    InvalidArgument,
-    UploadError,
-    query_error,
-)
-from streaming_export.multipart import StoredObject, Upload
-from streaming_export.query import Source, describe
+from streaming_export.compression import ENCODINGS, Compression
+from streaming_export.errors import EmptyResult, ExportCancelled, InvalidArgument, UploadAborted, query_error
+from streaming_export.files import ExportedFile, Files, Format
+from streaming_export.multipart import Upload
+from streaming_export.query import Query, Source, describe
 from streaming_export.read_ahead import Stopped
 from streaming_export.reading import Reading
 from streaming_export.snapshot import Snapshot
@@ -38,21 +35,25 @@ DEFAULT_YIELD_PER: dict[str, int] = {"copy": 50_000, "rows": 5_000}
 
 _PROGRESS_SECONDS = 10.0
 _MAX_KEY_BYTES = 1024  # Amazon S3 User Guide, "Naming Amazon S3 objects"
+_LONGEST_SUFFIX = len("-00001.zst.manifest.json")
 
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
     """What was exported.
 
-    :param bucket: where the object is.
-    :param key: where the object is; None if there were no rows and `on_empty` is "skip".
-    :param rows: number of data rows, without the header.
+    :param bucket: where the files are.
+    :param key: where the file is, or the first of several; None if there were no rows and `on_empty` is "skip".
+    :param rows: number of data rows, without headers.
     :param rows_verified: whether the database counted the same number in the same snapshot.
-    :param bytes: size of the object.
-    :param sha256: of the object's content, in hex.
-    :param etag: of the object, as the store gives it.
-    :param parts: number of parts it was uploaded in.
-    :param seconds: from the call to the confirmed object.
+    :param bytes: size of all files.
+    :param sha256: of the file's content, in hex; None for several files.
+    :param etag: of the file, as the store gives it; None for several files.
+    :param parts: number of parts that were uploaded.
+    :param files: all files, in order.
+    :param manifest_url: where the manifest is.
+    :param snapshot_taken_at: when the snapshot that was read was taken, in ISO 8601.
+    :param seconds: from the call to the published manifest.
     """
 
     bucket: str
@@ -63,22 +64,57 @@ class ExportResult:
     sha256: str | None
     etag: str | None
     parts: int
+    files: tuple[ExportedFile, ...]
+    manifest_url: str | None
+    snapshot_taken_at: str
     seconds: float
 
 
-def check_options(*, method: str, yield_per: int | None, readers: int, on_empty: str) -> None:
-    """Refuse options that no export can have.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to export; the same for every run.
 
+    :param method: "copy", or "rows" where COPY is not to be had; the bytes are the same.
+    :param yield_per: rows of a batch; by default 50,000 for "copy", and 5,000 for "rows", which holds a batch
+        in memory.
+    :param readers: connections that read batches at the same time; used by "copy" with a unique key.
+    :param on_empty: for a query without rows: "header" writes just the header, "skip" writes nothing and
+        leaves what was there, "fail" raises.
+    :param verify_rows: have the database count the query's rows in the same snapshot, and compare.
+    :param compression: None, "gzip" or "zstd"; adds ``.gz`` or ``.zst`` to the key.
+    :param max_file_rows: data rows of a file; more go to further files, ``…-00001.csv``, ``…-00002.csv``, …
+    :param max_file_bytes: bytes of CSV of a file, before compression; likewise.
+    :param extra_args: further arguments of the S3 requests (see `Upload`).
     :raises InvalidArgument: naming the option, its value and what is allowed.
     """
-    for name, choice, choices in (("method", method, get_args(Method)), ("on_empty", on_empty, get_args(OnEmpty))):
-        if choice not in choices:
-            raise InvalidArgument(name, choice, f"one of {', '.join(choices)}")
-    for name, number, most in (("yield_per", yield_per, 10_000_000), ("readers", readers, 16)):
-        if name == "yield_per" and number is None:
-            continue
-        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= most:
-            raise InvalidArgument(name, number, f"a whole number from 1 to {most:,}")
+
+    method: Method = "copy"
+    yield_per: int | None = None
+    readers: int = 2
+    on_empty: OnEmpty = "header"
+    verify_rows: bool = True
+    compression: Compression | None = None
+    max_file_rows: int | None = None
+    max_file_bytes: int | None = None
+    extra_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        choices: list[tuple[str, tuple[Any, ...]]] = [
+            ("method", get_args(Method)),
+            ("on_empty", get_args(OnEmpty)),
+            ("compression", (None, *get_args(Compression))),
+            ("verify_rows", (True, False)),
+        ]
+        for name, allowed in choices:
+            if (value := getattr(self, name)) not in allowed:
+                raise InvalidArgument(name, value, f"one of {', '.join(map(str, allowed))}")
+        bounds = [("readers", 16, False), ("yield_per", 10**7, True), ("max_file_rows", 10**12, True)]
+        for name, most, optional in [*bounds, ("max_file_bytes", 5 * 2**40, True)]:
+            value = getattr(self, name)
+            if value is None and optional:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise InvalidArgument(name, value, f"a whole number from 1 to {most:,}")
 
 
 def export(
@@ -90,35 +126,27 @@ def export(
     key: str,
     parameters: Mapping[str, Any] | None = None,
     unique_key: str | None = None,
-    method: Method = "copy",
-    yield_per: int | None = None,
-    readers: int = 2,
-    on_empty: OnEmpty = "header",
-    verify_rows: bool = True,
-    extra_args: Mapping[str, Any] | None = None,
+    window: tuple[str, str] | None = None,
+    run: Mapping[str, str | int | None] | None = None,
     application_name: str = "streaming_export",
     cancellation: Cancellation | None = None,
+    **options: Any,
 ) -> ExportResult:
-    """Stream a query into a CSV object; the object is whole, or it is what was there before.
+    """Stream a query into CSV files and their manifest; they are whole, or what was there before.
 
     :param query: SQLAlchemy ``Select``, or the text of a SELECT with ``:name`` parameters.
     :param engine: engine of the psycopg2 dialect (``postgresql+psycopg2://``).
     :param client: boto3 S3 client.
-    :param bucket: where the object goes.
-    :param key: where the object goes.
+    :param bucket: where the file goes.
+    :param key: where the file goes.
     :param parameters: a value for each parameter of the query.
     :param unique_key: name of a column that is unique and not null: the file is ordered by it, and batches
         are cut along it. Without it the query is read as one stream in its own order.
-    :param method: "copy", or "rows" where COPY is not to be had; the bytes are the same.
-    :param yield_per: rows of a batch; by default 50,000 for "copy", and 5,000 for "rows", which holds a batch
-        in memory.
-    :param readers: connections that read batches at the same time; used by "copy" with a unique key.
-    :param on_empty: for a query without rows: "header" writes just the header, "skip" writes nothing and
-        leaves what was there, "fail" raises.
-    :param verify_rows: have the database count the query's rows in the same snapshot, and compare.
-    :param extra_args: further arguments of the S3 requests (see `Upload`).
+    :param window: begin and end, in ISO 8601, of the time whose rows the query gives; for the manifest.
+    :param run: what runs the export, by name; for the manifest.
     :param application_name: what ``pg_stat_activity`` shows.
     :param cancellation: to stop the export from elsewhere.
+    :param options: see `Options`.
     :raises InvalidArgument: if an argument is not allowed; nothing was read or written.
     :raises QueryError: if Postgres refused the query or failed.
     :raises EmptyResult: if there are no rows and `on_empty` is "fail".
@@ -126,52 +154,146 @@ def export(
     :raises VerificationError: if what was read, sent and stored do not agree.
     :raises ExportCancelled: if it was cancelled.
     """
-    check_options(method=method, yield_per=yield_per, readers=readers, on_empty=on_empty)
-    _check_target(engine, bucket, key)
-    upload = Upload(client, bucket, key, {**_headers(key), **(extra_args or {})})
-    cancellation = cancellation or Cancellation()
-    read = functools.partial(
-        Reading,
-        method=method,
-        yield_per=yield_per or DEFAULT_YIELD_PER[method],
-        readers=readers,
-        count=verify_rows,
+    job = _Export(
+        query=query,
+        engine=engine,
+        client=client,
+        bucket=bucket,
+        key=key,
+        parameters=parameters or {},
+        unique_key=unique_key,
+        window=window,
+        run=run or {},
+        application_name=application_name,
+        cancellation=cancellation or Cancellation(),
+        options=Options(**options),
     )
-
-    def work() -> tuple[int, StoredObject | None]:
-        with _translated(cancellation), Snapshot(engine, application_name) as snapshot:
-            cancellation.on_cancel(snapshot.cancel)
-            described = describe(snapshot.holder, query, parameters, unique_key)
-            with read(snapshot, described) as reading, upload:
-                cancellation.on_cancel(reading.stop)
-                cancellation.on_cancel(upload.abort)
-                return _transfer(reading, upload, described.header, on_empty)
-
-    started = time.monotonic()
-    log.info("Exporting to %s by %s.", upload.url, method)
-    rows, stored = run_cancellable(work, cancellation)
-    result = _result(bucket, key, rows, verify_rows, stored, time.monotonic() - started)
+    job.check()
+    log.info("Exporting to s3://%s/%s by %s.", bucket, key, job.options.method)
+    result = run_cancellable(job.work, job.cancellation)
     _log_end(result)
     return result
 
 
-def _transfer(reading: Reading, upload: Upload, header: bytes, on_empty: OnEmpty) -> tuple[int, StoredObject | None]:
-    """Move all bytes and publish them; returns the number of rows, and the object unless it was skipped."""
-    rows = 0
-    upload.write(header)
-    progress = _Progress(reading.estimated_rows)
-    for data, ended in reading:
-        upload.write(data)
-        rows += ended
-        progress.report(rows, upload.size)
-    reading.verify(rows)
-    if not rows and on_empty == "fail":
-        raise EmptyResult(
-            f"The query for {upload.url} returned no rows, and on_empty is 'fail'. Nothing was published."
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Export:
+    """The arguments of an export, and its steps."""
+
+    query: Source
+    engine: sa.Engine
+    client: Any
+    bucket: str
+    key: str
+    parameters: Mapping[str, Any]
+    unique_key: str | None
+    window: tuple[str, str] | None
+    run: Mapping[str, str | int | None]
+    application_name: str
+    cancellation: Cancellation
+    options: Options
+
+    def check(self) -> None:
+        """Refuse what needs no connection to be refused."""
+        dialect = self.engine.dialect
+        if (dialect.name, dialect.driver) != ("postgresql", "psycopg2"):
+            raise InvalidArgument("engine", f"{dialect.name}+{dialect.driver}", "postgresql+psycopg2")
+        for name, value in (("bucket", self.bucket), ("key", self.key)):
+            if not isinstance(value, str) or not value.strip():
+                raise InvalidArgument(name, value, "a name that is not empty")
+        most = _MAX_KEY_BYTES - _LONGEST_SUFFIX
+        if len(self.key.encode()) > most:
+            raise InvalidArgument("key", self.key, f"at most {most} bytes of UTF-8")
+        if self.key.startswith("/") or ".." in self.key.split("/") or not self.key.isprintable():
+            raise InvalidArgument("key", self.key, "no leading /, no .. between slashes, no control characters")
+        self._upload(self.key, lambda: None)
+
+    def work(self) -> ExportResult:
+        """Export, in the thread that `run_cancellable` makes."""
+        started, started_at = time.monotonic(), datetime.now(UTC)
+        cancel = self.cancellation
+        with _translated(cancel), Snapshot(self.engine, self.application_name) as snapshot:
+            cancel.on_cancel(snapshot.cancel)
+            query = describe(snapshot.holder, self.query, self.parameters, self.unique_key)
+            manifest_key = manifest.manifest_key(self.key)
+            _, replaces = manifest.get(self.client, self.bucket, manifest_key)
+            with self._read(snapshot, query) as reading, self._write(query, reading.stop) as files:
+                cancel.on_cancel(reading.stop)
+                cancel.on_cancel(files.abort)
+                exported = self._transfer(reading, files)
+            if exported:
+                published = manifest.Published(
+                    query=query,
+                    snapshot=snapshot.info,
+                    rows_verified=self.options.verify_rows,
+                    key_bounds=reading.key_bounds,
+                    parameters=self.parameters,
+                    compression=self.options.compression,
+                    window=self.window,
+                    run=self.run,
+                    started_at=started_at,
+                )
+                document = manifest.build(published, self.bucket, exported)
+                manifest.put(self.client, self.bucket, manifest_key, document, self.options.extra_args, replaces)
+        manifest_url = f"s3://{self.bucket}/{manifest_key}"
+        return self._result(exported, manifest_url, snapshot.info.taken_at, time.monotonic() - started)
+
+    def _read(self, snapshot: Snapshot, query: Query) -> Reading:
+        return Reading(
+            snapshot,
+            query,
+            method=self.options.method,
+            yield_per=self.options.yield_per or DEFAULT_YIELD_PER[self.options.method],
+            readers=self.options.readers,
+            count=self.options.verify_rows,
         )
-    if not rows and on_empty == "skip":
-        return rows, None
-    return rows, upload.complete()
+
+    def _write(self, query: Query, on_error: Callable[[], None]) -> Files:
+        options = self.options
+        form = Format(query.header, options.compression, options.max_file_rows, options.max_file_bytes)
+        return Files(lambda key: self._upload(key, on_error), self.key, form)
+
+    def _upload(self, key: str, on_error: Callable[[], None]) -> Upload:
+        headers = _headers(key, self.options.compression)
+        return Upload(self.client, self.bucket, key, {**headers, **self.options.extra_args}, on_error)
+
+    def _transfer(self, reading: Reading, files: Files) -> list[ExportedFile]:
+        """Move all bytes and complete the files; there are none if they were skipped."""
+        rows = 0
+        progress = _Progress(reading.estimated_rows)
+        try:
+            for data, ended in reading:
+                files.write(data, ended)
+                rows += ended
+                progress.report(rows, files.size)
+            reading.verify(rows)
+        except Stopped:
+            files.raise_error()
+            raise
+        if not rows and self.options.on_empty == "fail":
+            raise EmptyResult(
+                f"The query for s3://{self.bucket}/{self.key} returned no rows, and on_empty is 'fail'."
+                " Nothing was published."
+            )
+        if not rows and self.options.on_empty == "skip":
+            return []
+        return files.complete()
+
+    def _result(self, files: list[ExportedFile], manifest_url: str, taken_at: datetime, seconds: float) -> ExportResult:
+        only = files[0] if len(files) == 1 else None
+        return ExportResult(
+            bucket=self.bucket,
+            key=files[0].key if files else None,
+            rows=sum(file.rows for file in files),
+            rows_verified=self.options.verify_rows,
+            bytes=sum(file.bytes for file in files),
+            sha256=only.sha256 if only else None,
+            etag=only.etag if only else None,
+            parts=sum(file.parts for file in files),
+            files=tuple(files),
+            manifest_url=manifest_url if files else None,
+            snapshot_taken_at=taken_at.isoformat(),
+            seconds=round(seconds, 3),
+        )
 
 
 class _Progress:
@@ -195,22 +317,14 @@ class _Progress:
         )
 
 
-def _headers(key: str) -> dict[str, str]:
-    """What a browser needs to save the object under its own name (RFC 6266)."""
-    name = key.rsplit("/", 1)[-1]
+def _headers(key: str, compression: str | None) -> dict[str, str]:
+    """What a browser needs to save the object under its own name, decompressed (RFC 6266, RFC 9110 8.4)."""
+    encoding = ENCODINGS[compression] if compression else None
+    name = key.rsplit("/", 1)[-1].removesuffix(encoding.extension if encoding else "")
     quoted = urllib.parse.quote(name, safe="")
     form = f'filename="{name}"' if name == quoted else f"filename*=UTF-8''{quoted}"
-    return {"ContentType": "text/csv", "ContentDisposition": f"attachment; {form}"}
-
-
-def _result(
-    bucket: str, key: str, rows: int, verified: bool, stored: StoredObject | None, seconds: float
-) -> ExportResult:
-    if stored is None:
-        return ExportResult(bucket, None, rows, verified, 0, None, None, 0, round(seconds, 3))
-    return ExportResult(
-        bucket, key, rows, verified, stored.size, stored.sha256, stored.etag, stored.parts, round(seconds, 3)
-    )
+    headers = {"ContentType": "text/csv", "ContentDisposition": f"attachment; {form}"}
+    return headers | ({"ContentEncoding": encoding.content_encoding} if encoding else {})
 
 
 def _log_end(result: ExportResult) -> None:
@@ -218,13 +332,15 @@ def _log_end(result: ExportResult) -> None:
         log.info("The query returned no rows: nothing was written to s3://%s.", result.bucket)
         return
     log.info(
-        "Published s3://%s/%s: %s rows, %s bytes, %.1f s, %s rows/s.",
+        "Published s3://%s/%s%s: %s rows, %s bytes, %.1f s, %s rows/s. Manifest: %s",
         result.bucket,
         result.key,
+        f" and {len(result.files) - 1} more files" if len(result.files) > 1 else "",
         f"{result.rows:,}",
         f"{result.bytes:,}",
         result.seconds,
         f"{result.rows / max(result.seconds, 0.001):,.0f}",
+        result.manifest_url,
     )
 
 
@@ -233,22 +349,10 @@ def _translated(cancellation: Cancellation) -> Iterator[None]:
     """Raise the errors of this package in place of the driver's."""
     try:
         yield
-    except (sa.exc.DBAPIError, psycopg2.Error, UploadError, Stopped) as exc:
+    except (sa.exc.DBAPIError, psycopg2.Error, UploadAborted, Stopped) as exc:
         if cancellation.cancelled:
             raise ExportCancelled("The export was cancelled. Nothing was published.") from None
-        if isinstance(exc, UploadError | Stopped):
+        if isinstance(exc, UploadAborted | Stopped):
             raise
         # Not `from exc`: its text holds SQL, and may hold values of rows.
         raise query_error("running the query", exc) from None
-
-
-def _check_target(engine: sa.Engine, bucket: str, key: str) -> None:
-    if (engine.dialect.name, engine.dialect.driver) != ("postgresql", "psycopg2"):
-        raise InvalidArgument("engine", f"{engine.dialect.name}+{engine.dialect.driver}", "postgresql+psycopg2")
-    for name, value in (("bucket", bucket), ("key", key)):
-        if not isinstance(value, str) or not value.strip():
-            raise InvalidArgument(name, value, "a name that is not empty")
-    if len(key.encode()) > _MAX_KEY_BYTES:
-        raise InvalidArgument("key", key, f"at most {_MAX_KEY_BYTES} bytes of UTF-8")
-    if key.startswith("/") or ".." in key.split("/") or not key.isprintable():
-        raise InvalidArgument("key", key, "no leading /, no .. between slashes, no control characters")

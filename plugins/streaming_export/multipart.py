@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import logging
 import math
 import threading
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,7 +15,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from streaming_export.errors import InvalidArgument, UploadError, VerificationError
+from streaming_export.errors import InvalidArgument, UploadAborted, UploadError, VerificationError
 
 log = logging.getLogger(__name__)
 
@@ -23,13 +25,13 @@ MiB = 1024 * 1024
 MAX_PARTS = 10_000
 MAX_OBJECT_BYTES = 5 * 1024 * 1024 * MiB
 
-#: Size of a part up to part 4,000, which is 31 GiB of content. S3 asks for at least 5 MiB.
-FIRST_PART_BYTES = 8 * MiB
+#: Size of a part up to part 4,000, which is 23 GiB of content. S3 asks for at least 5 MiB.
+FIRST_PART_BYTES = 6 * MiB
 
 #: Bytes of parts on their way to the store, beside the part that is being filled.
 IN_FLIGHT_BYTES = 3 * FIRST_PART_BYTES
 
-# From there parts double every 600, up to 4 GiB (S3 takes 5), so that 10,000 of them hold the 5 TiB of an object.
+# From there parts double every 600, up to 3 GiB (S3 takes 5), so that 10,000 of them hold the 5 TiB of an object.
 _PARTS_BEFORE_GROWTH = 4_000
 _PARTS_OF_A_SIZE = 600
 _MAX_DOUBLINGS = 9
@@ -64,17 +66,28 @@ class Upload:
 
     Nothing is visible under the key before `complete`, and what was there before stays until then. Content
     smaller than a part is one put. On entry, unfinished uploads of the same key are aborted: they are what
-    a killed attempt left behind, or an attempt that this one supersedes.
+    a killed attempt left behind, or an attempt that this one supersedes. Where the store knows conditional
+    writes (Amazon S3 User Guide, "Conditional requests"), the object is replaced only if it is still the
+    one that was there on entry; elsewhere the last writer wins.
 
     :param client: a boto3 S3 client; retries are its own (``Config(retries={"mode": "standard"})``).
     :param extra_args: further arguments of the requests by their boto3 names, as ``ContentType``,
         ``ServerSideEncryption``, ``SSEKMSKeyId``, ``ACL``, ``StorageClass``, ``Metadata``; each goes to all
         requests that know it.
+    :param on_error: called, by any thread, when a part could not be sent; `write` raises the error.
     :raises InvalidArgument: if an extra argument is not one of an upload's.
     """
 
-    def __init__(self, client: Any, bucket: str, key: str, extra_args: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        client: Any,
+        bucket: str,
+        key: str,
+        extra_args: Mapping[str, Any] | None = None,
+        on_error: Callable[[], None] = lambda: None,
+    ) -> None:
         self._client = client
+        self._on_error = on_error
         self._target = {"Bucket": bucket, "Key": key}
         self._extra_args = dict(extra_args or {})
         self._check_extra_args()
@@ -83,13 +96,15 @@ class Upload:
         self._number = 1
         self._part = bytearray(FIRST_PART_BYTES)
         self._filled = 0
-        self._spare: list[bytearray] = []
-        self._etags: dict[int, str] = {}
+        self._finished = False
+        self._condition: dict[str, str] = {}
+        self._parts: dict[int, dict[str, Any]] = {}
         self._size = 0
         self._sha256 = hashlib.sha256()
         self._in_flight = 0
         self._error: BaseException | None = None
         self._done = False
+        self._ended = threading.Event()
         self._changed = threading.Condition()
 
     @property
@@ -97,8 +112,13 @@ class Upload:
         """Bytes written so far."""
         return self._size
 
-    def __enter__(self) -> Upload:
+    def open(self) -> Upload:
+        """Look at what is there; the caller sees to it that `complete` or `abort` is called.
+
+        :raises UploadError: if the bucket is not there, or the store does not answer.
+        """
         try:
+            self._condition = self._unchanged()
             self._abort_leftovers()
         except ClientError as exc:
             if _code(exc) == "NoSuchBucket":
@@ -134,22 +154,34 @@ class Upload:
             if self._filled == len(self._part):
                 self._send_part()
 
+    def finish(self) -> None:
+        """Send what is left; the object is not visible yet, and takes no more. Frees the part's memory.
+
+        :raises UploadError: if a part could not be sent.
+        """
+        if self._finished:
+            return
+        del self._part[self._filled :]
+        if self._part or self._number == 1:
+            self._send_part()
+        self._wait_until(lambda: not self._in_flight)
+        self._part, self._finished = bytearray(), True
+
     def complete(self) -> StoredObject:
-        """Make the object visible, in one step, and check its size.
+        """Make the object visible, in one step, and check it.
 
         :raises UploadError: if it could not be sent or completed.
-        :raises VerificationError: if the store reports another size than was sent.
+        :raises VerificationError: if the store holds something else than was sent, or the object was
+            replaced by another writer since the upload was entered.
         """
-        del self._part[self._filled :]
         if self._upload_id is None:
-            self._raise_error()
-            self._call("writing", "put_object", Body=self._part)
+            del self._part[self._filled :]
+            self.raise_error()
+            self._publish("writing", "put_object", Body=self._part)
         else:
-            if self._part:
-                self._send_part()
-            self._wait_until(lambda: not self._in_flight)
-            parts = [{"PartNumber": number, "ETag": etag} for number, etag in sorted(self._etags.items())]
-            self._call(
+            self.finish()
+            parts = [part for _, part in sorted(self._parts.items())]
+            self._publish(
                 "completing",
                 "complete_multipart_upload",
                 UploadId=self._upload_id,
@@ -157,18 +189,33 @@ class Upload:
                 MpuObjectSize=self._size,
             )
         self._done = True
+        self._ended.set()
         return self._verify()
 
     def abort(self) -> None:
         """Give up: nothing becomes visible, and no part stays. Does nothing once completed or aborted.
 
-        Safe from any thread; a `write` or `complete` that waits meanwhile raises.
+        Safe from any thread; a `write` or `complete` that waits meanwhile raises. If another thread is
+        aborting, waits for it.
         """
         with self._changed:
-            if self._done:
-                return
-            self._done = True
-            self._error = self._error or UploadError(f"The upload of {self.url} was aborted. Nothing was published.")
+            first, self._done = not self._done, True
+        if not first:
+            self._ended.wait(_ABORT_TIMEOUT)
+            return
+        try:
+            self._abort()
+        finally:
+            self._ended.set()
+
+    def raise_error(self) -> None:
+        """Raise what sending a part has failed with, if one has."""
+        if self._error is not None:
+            raise self._error
+
+    def _abort(self) -> None:
+        with self._changed:
+            self._error = self._error or UploadAborted(f"The upload of {self.url} was aborted. Nothing was published.")
             in_flight = self._in_flight
             self._changed.notify_all()
         if self._upload_id is None:
@@ -181,13 +228,16 @@ class Upload:
                 self._changed.wait_for(lambda: not self._in_flight, timeout=_ABORT_TIMEOUT)
             self._abort_upload(self._upload_id)
 
+    def __enter__(self) -> Upload:
+        return self.open()
+
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.abort()
 
     def _send_part(self) -> None:
-        """Hand the filled part to a thread that sends it, and go on with another buffer."""
+        """Hand a copy of the filled part to a thread that sends it; the buffer is used again."""
         if self._upload_id is None:
             self._start()
         if self._number > MAX_PARTS:
@@ -195,17 +245,16 @@ class Upload:
         self._wait_until(lambda: not self._in_flight or (self._in_flight + 1) * len(self._part) <= IN_FLIGHT_BYTES)
         with self._changed:
             self._in_flight += 1
-        threading.Thread(
-            target=self._send, args=(self._number, self._part), name=f"part-{self._number}", daemon=True
-        ).start()
+        # Bytes, since botocore copies a bytearray once more where it sends a checksum behind the body.
+        arguments = (self._number, bytes(self._part))
+        threading.Thread(target=self._send, args=arguments, name=f"part-{self._number}", daemon=True).start()
         self._number += 1
-        size = part_bytes(self._number)
-        self._spare = [part for part in self._spare if len(part) == size]
-        self._part = self._spare.pop() if self._spare else bytearray(size)
         self._filled = 0
+        if len(self._part) < part_bytes(self._number):
+            self._part = bytearray(part_bytes(self._number))
 
     def _start(self) -> None:
-        self._raise_error()
+        self.raise_error()
         upload_id = self._call("starting", "create_multipart_upload")["UploadId"]
         with self._changed:
             self._upload_id = upload_id
@@ -213,41 +262,100 @@ class Upload:
         if aborted:
             self._abort_upload(upload_id)
 
-    def _send(self, number: int, part: bytearray) -> None:
-        etag, error = None, None
+    def _send(self, number: int, part: bytes) -> None:
+        sent: dict[str, Any] = {}
+        error = None
         try:
-            etag = self._request("upload_part", UploadId=self._upload_id, PartNumber=number, Body=part)["ETag"]
+            answer = self._request("upload_part", UploadId=self._upload_id, PartNumber=number, Body=part)
+            _check_checksum(answer, part)
+            checksums = {name: value for name, value in answer.items() if name.startswith("Checksum")}
+            checksums.pop("ChecksumType", None)
+            sent = {"PartNumber": number, "ETag": answer["ETag"], **checksums}
         except BaseException as exc:  # whatever it is, the writer raises it
             error = self._failed(f"sending part {number} of", exc)
         with self._changed:
-            if etag is not None:
-                self._etags[number] = etag
-                self._spare.append(part)
+            if sent:
+                self._parts[number] = sent
             self._error = self._error or error
             self._in_flight -= 1
             self._changed.notify_all()
+        if error:
+            self._on_error()
 
     def _wait_until(self, condition: Callable[[], bool]) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._error is not None or condition())
-        self._raise_error()
+        self.raise_error()
 
-    def _raise_error(self) -> None:
-        if self._error is not None:
-            raise self._error
+    def _publish(self, doing: str, operation: str, **arguments: Any) -> None:
+        """Put or complete, if the object is still the one that was there on entry."""
+        try:
+            try:
+                self._request(operation, **self._condition, **arguments)
+            except ClientError as exc:
+                if _code(exc) != "NotImplemented":
+                    raise
+                # The store knows no conditional writes.
+                self._request(operation, **arguments)
+        except (ClientError, BotoCoreError) as exc:
+            # The answer to a request that succeeded may have been lost, and its retry refused.
+            published = self._is_published()
+            if published:
+                return
+            self.raise_error()
+            if _code(exc) in ("PreconditionFailed", "ConditionalRequestConflict"):
+                raise VerificationError(
+                    f"{self.url} was replaced by another writer while this export ran, and stays as that left it."
+                    " See whether two runs write to this key."
+                ) from exc
+            state = "Nothing was published" if published is False else "Whether it was published is not known"
+            raise self._failed(doing, exc, state) from exc
+
+    def _is_published(self) -> bool | None:
+        """Whether the object is what was sent; None if that can't be found out."""
+        try:
+            return bool(self._request("head_object")["ETag"].strip('"') == self._expected_etag())
+        except ClientError as exc:
+            return False if _code(exc) in ("404", "NoSuchKey") else None
+        except BotoCoreError:
+            return None
+
+    def _expected_etag(self) -> str:
+        """The ETag that S3 gives to what was sent, but for some encryptions (Amazon S3 API Reference, Object)."""
+        if not self._parts:
+            return hashlib.md5(self._part, usedforsecurity=False).hexdigest()
+        try:
+            digests = b"".join(bytes.fromhex(part["ETag"].strip('"')) for _, part in sorted(self._parts.items()))
+        except ValueError:
+            return "unknown"
+        return f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(self._parts)}"
 
     def _verify(self) -> StoredObject:
-        head = self._call("checking", "head_object", published=True)
+        head = self._call("checking", "head_object", "The object is visible but not verified")
         if head["ContentLength"] != self._size:
             raise VerificationError(
                 f"{self.url} is visible with {head['ContentLength']} bytes, but {self._size} were sent. It is"
                 " not whole: another writer has replaced it, or the store is at fault. Do not use it; export again."
             )
-        return StoredObject(self._size, self._sha256.hexdigest(), head["ETag"].strip('"'), max(1, len(self._etags)))
+        return StoredObject(self._size, self._sha256.hexdigest(), head["ETag"].strip('"'), max(1, len(self._parts)))
+
+    def _unchanged(self) -> dict[str, str]:
+        """The condition that the object is still what it is now."""
+        try:
+            return {"IfMatch": self._request("head_object")["ETag"]}
+        except ClientError as exc:
+            if _code(exc) in ("404", "NoSuchKey"):
+                return {"IfNoneMatch": "*"}
+            if _code(exc) == "403":
+                # Without s3:ListBucket, S3 does not tell whether there is an object.
+                return {}
+            raise
 
     def _abort_leftovers(self) -> None:
         bucket, key = self._target["Bucket"], self._target["Key"]
-        for page in self._client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=key):
+        for page in self._client.get_paginator("list_multipart_uploads").paginate(
+            **self._known("list_multipart_uploads"), Bucket=bucket, Prefix=key
+        ):
             for upload in page.get("Uploads", []):
                 if upload["Key"] == key:
                     log.warning("Aborting an unfinished upload of %s, started %s.", self.url, upload["Initiated"])
@@ -266,19 +374,21 @@ class Upload:
                     _code(exc),
                 )
 
-    def _call(self, doing: str, operation: str, *, published: bool = False, **arguments: Any) -> Any:
+    def _call(self, doing: str, operation: str, state: str = "Nothing was published", **arguments: Any) -> Any:
         try:
             return self._request(operation, **arguments)
         except (ClientError, BotoCoreError) as exc:
-            raise self._failed(doing, exc, published) from exc
+            raise self._failed(doing, exc, state) from exc
 
     def _request(self, operation: str, **arguments: Any) -> Any:
-        known = _members(self._client, operation)
-        extra = {name: value for name, value in self._extra_args.items() if name in known}
-        return getattr(self._client, operation)(**self._target, **extra, **arguments)
+        return getattr(self._client, operation)(**self._target, **self._known(operation), **arguments)
 
-    def _failed(self, doing: str, exc: BaseException, published: bool = False) -> UploadError:
-        state = "The object is visible but not verified" if published else "Nothing was published"
+    def _known(self, operation: str) -> dict[str, Any]:
+        """The extra arguments that an operation has."""
+        known = _members(self._client, operation)
+        return {name: value for name, value in self._extra_args.items() if name in known}
+
+    def _failed(self, doing: str, exc: BaseException, state: str = "Nothing was published") -> UploadError:
         return UploadError(f"The object store failed while {doing} {self.url}: {_reason(exc)}. {state}.", _code(exc))
 
     def _check_extra_args(self) -> None:
@@ -292,6 +402,13 @@ def _members(client: Any, operation: str) -> set[str]:
     """Names of an operation's arguments, as boto3 knows them."""
     name = client.meta.method_to_api_mapping[operation]
     return set(client.meta.service_model.operation_model(name).input_shape.members)
+
+
+def _check_checksum(answer: Mapping[str, Any], part: bytes) -> None:
+    """Compare what the store has received with what was sent, where it says so."""
+    crc32 = base64.b64encode(zlib.crc32(part).to_bytes(4, "big")).decode()
+    if answer.get("ChecksumCRC32", crc32) != crc32:
+        raise VerificationError(f"the store received CRC32 {answer['ChecksumCRC32']} instead of {crc32}")
 
 
 def _code(exc: BaseException) -> str:

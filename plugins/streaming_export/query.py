@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,8 +43,18 @@ TEXT_RULES = {
 }
 _ARRAY_RULE = "to_json({c})::text"
 
-# The semicolon that ends a statement, with what may follow it: comments.
-_END = re.compile(r";(?:[\s;]|--[^\n]*|/\*.*?\*/)*\Z", re.DOTALL)
+# Strings, names and comments, in which a semicolon ends nothing; white space; any other character (PostgreSQL
+# manual, 4.1 "Lexical Structure").
+_TOKEN = re.compile(
+    r"""(?<!\w)[eE]'(?:[^'\\]|\\.)*'|'[^']*'|"[^"]*"|(?<!\w)\$((?:[^\W\d]\w*)?)\$.*?\$\1\$|--[^\n]*|/\*.*?\*/|\s+|.""",
+    re.DOTALL,
+)
+
+# Steps of a plan that hand on a table's rows as they are.
+_PLAIN_NODES = {
+    *("Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Heap Scan", "Bitmap Index Scan"),
+    *("Sort", "Incremental Sort", "Limit", "Gather", "Gather Merge"),
+}
 
 # A field is quoted where COPY quotes it (PostgreSQL manual, COPY, "CSV Format").
 _NEEDS_QUOTES = re.compile('[",\r\n]')
@@ -56,12 +67,14 @@ class Column:
     :param name: its name in the query and in the header.
     :param type: its Postgres type, as ``format_type()`` writes it.
     :param oid: the type's OID.
+    :param nullable: whether it can be NULL; None where that is not known.
     :param expression: SQL that gives the text of its values.
     """
 
     name: str
     type: str
     oid: int
+    nullable: bool | None
     expression: str
 
 
@@ -72,16 +85,19 @@ class Query:
     :param sql: the query, its parameters filled in by the driver.
     :param columns: its columns, in order.
     :param unique_key: name of the column that orders the file; None leaves the query's own order.
+    :param fingerprint: SHA-256 of the query's text without the values of its parameters, in hex.
     """
 
     sql: str
     columns: tuple[Column, ...]
     unique_key: str | None
+    fingerprint: str
 
     @property
     def header(self) -> bytes:
         """The header row of the file."""
-        return (",".join(csv_field(column.name) for column in self.columns) + "\n").encode()
+        alone = len(self.columns) == 1
+        return (",".join(csv_field(column.name, alone) for column in self.columns) + "\n").encode()
 
     def select(self, where: str = "") -> str:
         """The SELECT of the file's text, with an optional WHERE clause (see `key_range`)."""
@@ -100,6 +116,11 @@ class Query:
     def cut(self, where: str, rows: int) -> str:
         """The statement that finds the key of the last row of the batch of `rows` rows that starts at `where`."""
         return f"SELECT {self._key} FROM {self._source}{where} ORDER BY {self._key} LIMIT 1 OFFSET {rows - 1}"
+
+    def key_bound(self, *, last: bool) -> str:
+        """The statement that finds the first or the last value of the unique key."""
+        (text,) = (column.expression for column in self.columns if column.name == self.unique_key)
+        return f"SELECT ({text})::text FROM {self._source} ORDER BY {self._key} {'DESC' if last else 'ASC'} LIMIT 1"
 
     def key_range(self, after: str | None, upto: str | None) -> str:
         """The WHERE clause of the keys in (after, upto], given as SQL literals; None is no bound."""
@@ -136,15 +157,17 @@ def describe(
     statement = _statement(source)
     values = dict(parameters or {})
     _check_parameters(statement, values, connection.dialect)
-    sql, description = _prepare(connection, statement, values)
-    names = [column.name for column in description]
-    _check_columns(names, unique_key)
+    sql, fingerprint, description = _prepare(connection, statement, values)
+    _check_columns([column.name for column in description], unique_key)
     types = _types(connection, {column.type_code for column in description})
-    columns = tuple(
-        Column(name, types[oid][0], oid, _expression(name, *types[oid]))
-        for name, oid in ((column.name, column.type_code) for column in description)
-    )
-    return Query(sql, columns, unique_key)
+    not_null = _not_null_columns(connection, sql, {column.table_oid for column in description})
+    columns = []
+    for column in description:
+        type_name, category = types[column.type_code]
+        nullable = None if not_null is None else (column.table_oid, column.table_column) not in not_null
+        expression = _expression(column.name, type_name, category)
+        columns.append(Column(column.name, type_name, column.type_code, nullable, expression))
+    return Query(sql, tuple(columns), unique_key, fingerprint)
 
 
 def csv_field(text: str | None, alone: bool = False) -> str:
@@ -167,7 +190,18 @@ def _statement(source: Source) -> SelectBase | TextClause:
         kind = source if isinstance(source, str) else type(source).__name__
         raise InvalidArgument("query", kind, "a SQLAlchemy Select, or the text of one SELECT statement")
     # text() overlooks the parameter in `:name::type`, but not in `(:name)::type`.
-    return sa.text(re.sub(r"(?<![:\w\\])(:\w+)(?=::)", r"(\1)", _END.sub("", source)))
+    return sa.text(re.sub(r"(?<![:\w\\])(:\w+)(?=::)", r"(\1)", _without_end(source)))
+
+
+def _without_end(sql: str) -> str:
+    """A statement without the semicolon that ends it, and what may follow that: comments."""
+    end = None
+    for token in _TOKEN.finditer(sql):
+        if token[0] == ";":
+            end = token.start() if end is None else end
+        elif not token[0].isspace() and not token[0].startswith(("--", "/*")):
+            end = None
+    return sql[:end]
 
 
 def _check_parameters(statement: SelectBase | TextClause, values: Mapping[str, Any], dialect: sa.Dialect) -> None:
@@ -184,14 +218,18 @@ def _check_parameters(statement: SelectBase | TextClause, values: Mapping[str, A
 
 
 def _check_columns(names: list[str], unique_key: str | None) -> None:
+    if not names:
+        raise InvalidArgument("query", "no columns", "at least one column")
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise InvalidArgument("query", ", ".join(names), f"each column has a name of its own, not {repeated} twice")
     if unique_key is not None and unique_key not in names:
         raise InvalidArgument("unique_key", unique_key, f"one of the query's columns {names}")
 
 
-def _prepare(connection: sa.Connection, statement: SelectBase | TextClause, values: dict[str, Any]) -> tuple[str, Any]:
-    """The SQL with its parameters filled in, and the driver's description of its columns.
+def _prepare(
+    connection: sa.Connection, statement: SelectBase | TextClause, values: dict[str, Any]
+) -> tuple[str, str, Any]:
+    """The SQL with its parameters filled in, its fingerprint, and the driver's description of its columns.
 
     COPY takes no parameters, so the driver fills them in. SQLAlchemy hands them over processed by their
     types (enums, JSON, the user's own) at one public place, just before it would execute the statement.
@@ -201,17 +239,25 @@ def _prepare(connection: sa.Connection, statement: SelectBase | TextClause, valu
     def fill_in(
         conn: object, cursor: Any, text: str, parameters: Any, context: object, executemany: bool
     ) -> tuple[str, tuple[()]]:
-        prepared.append(cursor.mogrify(text, parameters).decode())
+        prepared.extend([cursor.mogrify(text, parameters).decode(), hashlib.sha256(text.encode()).hexdigest()])
         return f"SELECT * FROM (\n{prepared[0]}\n) AS q LIMIT 0", ()
 
     sa.event.listen(connection, "before_cursor_execute", fill_in, retval=True)
     try:
         result = connection.execute(cast(sa.Executable, statement), values, execution_options={"no_parameters": True})
+    except sa.exc.DBAPIError:
+        raise
+    except (sa.exc.StatementError, ValueError) as exc:
+        # Not `from exc`: its text holds the value.
+        cause = getattr(exc, "orig", None) or exc
+        raise InvalidArgument(
+            "parameters", sorted(values), f"values that fit their types and the driver ({type(cause).__name__})"
+        ) from None
     finally:
         sa.event.remove(connection, "before_cursor_execute", fill_in)
     description = result.cursor.description
     result.close()
-    return prepared[0], description
+    return prepared[0], prepared[1], description
 
 
 def _types(connection: sa.Connection, oids: set[int]) -> dict[int, tuple[str, str]]:
@@ -221,6 +267,21 @@ def _types(connection: sa.Connection, oids: set[int]) -> dict[int, tuple[str, st
         {"oids": list(oids)},
     )
     return {oid: (name, category) for oid, name, category in rows}
+
+
+def _not_null_columns(connection: sa.Connection, sql: str, tables: set[int]) -> set[tuple[int, int]] | None:
+    """Table and number of the columns that are never NULL; None where a plan is not plain enough to know.
+
+    An outer join, for one, makes columns NULL that their tables declare NOT NULL.
+    """
+    plan = connection.execution_options(no_parameters=True).exec_driver_sql(f"EXPLAIN (FORMAT JSON) {sql}")
+    if set(re.findall(r"'Node Type': '([^']+)'", str(plan.scalar_one()))) - _PLAIN_NODES:
+        return None
+    rows = connection.execute(
+        sa.text("SELECT attrelid, attnum FROM pg_attribute WHERE attnotnull AND attrelid = ANY(:tables)"),
+        {"tables": [table for table in tables if table]},
+    )
+    return {(table, number) for table, number in rows}
 
 
 def _expression(name: str, type_name: str, category: str) -> str:

@@ -27,7 +27,7 @@ _STOP_SECONDS = 5.0  # how long a stopped reader may take to end before it is le
 class Reading:
     """An iterable of (bytes, rows that end in them), in the file's order; a context manager.
 
-    The snapshot's holder meanwhile finds the cuts, and then counts the rows.
+    The snapshot's holder meanwhile finds the cuts and the key's bounds, and counts the rows.
 
     :param method: "copy" or "rows".
     :param yield_per: rows of a batch.
@@ -44,12 +44,14 @@ class Reading:
         self._count = count
         self._cuts = Cuts()
         self._counted: int | None = None
+        self.key_bounds: tuple[str | None, str | None] = (None, None)
         self._count_error: BaseException | None = None
         self._holder_ended = threading.Event()
         self._stopped = False
         plan = _plan(snapshot.holder, query.select())
         self.estimated_rows = int(plan["Plan Rows"])
-        cut = method == "copy" and self._can_be_cut(plan["Total Cost"])
+        self._indexed = self._can_be_cut(plan["Total Cost"])
+        cut = method == "copy" and self._indexed
         self._find_cuts = find_cuts(snapshot.holder, query, yield_per) if cut else iter(())
         batches = [self._reader(method) for _ in range(readers if cut else 1)]
         self._read_ahead = ReadAhead(batches)
@@ -94,7 +96,7 @@ class Reading:
         # A cancel that comes between two statements stops neither: repeat it until they have ended.
         while (self._read_ahead.alive() or self._holder.is_alive()) and time.monotonic() < deadline:
             self._snapshot.cancel()
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def _reader(self, method: str) -> ReadBatch:
         connection = self._snapshot.connect()
@@ -109,14 +111,22 @@ class Reading:
                     raise Stopped
                 self._cuts.add(cut)
             self._cuts.finish()
-            if self._count and not self._stopped:
-                count = self._snapshot.holder.execution_options(no_parameters=True).exec_driver_sql(self._query.count())
-                self._counted = int(count.scalar_one())
+            if self._indexed:
+                bounds = [self._ask(self._query.key_bound(last=last)) for last in (False, True)]
+                self.key_bounds = (bounds[0], bounds[1])
+            if self._count:
+                self._counted = int(self._ask(self._query.count()) or 0)
         except BaseException as exc:  # whatever it is, the readers or verify() raise it
             self._count_error = exc
             self._cuts.finish(exc)
         finally:
             self._holder_ended.set()
+
+    def _ask(self, sql: str) -> str | None:
+        if self._stopped:
+            raise Stopped
+        answer = self._snapshot.holder.execution_options(no_parameters=True).exec_driver_sql(sql).scalar()
+        return None if answer is None else str(answer)
 
     def _can_be_cut(self, cost_of_whole: float) -> bool:
         """Whether batches cost less than one stream, as the planner sees it.
@@ -131,8 +141,8 @@ class Reading:
         if batches * cost_of_cut <= 2 * cost_of_whole:
             return True
         log.warning(
-            "Postgres would run the whole query for each batch along unique_key=%r (no index gives its order):"
-            " reading one ordered stream with one reader instead.",
+            "Reading batches along unique_key=%r would cost more than one stream (no index gives its order, or"
+            " yield_per is small): reading one ordered stream with one reader instead.",
             self._query.unique_key,
         )
         return False

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
 from types import TracebackType
 from typing import Any
 
@@ -13,6 +18,29 @@ from streaming_export.query import TEXT_SETTINGS, Query
 
 # The holder of the snapshot idles in its transaction while the others read.
 _IDLE_SETTINGS = {"idle_in_transaction_session_timeout": "0"}
+
+_CANCEL_SECONDS = 1.0
+_CLOSE_SECONDS = 3.0
+
+# A query whose text ends the transaction begins none that could modify.
+_SAFETY_SETTINGS = {"default_transaction_read_only": "on"}
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """What the rows of a snapshot are the rows of.
+
+    :param taken_at: when it was taken, by the server's clock.
+    :param wal_position: where the write-ahead log was; on a standby, how far it was replayed. None where the
+        server does not tell.
+    :param standby: whether the server was a standby.
+    :param server_version: of Postgres.
+    """
+
+    taken_at: datetime
+    wal_position: str | None
+    standby: bool
+    server_version: str
 
 
 class Snapshot:
@@ -27,13 +55,15 @@ class Snapshot:
 
     def __init__(self, engine: sa.Engine, application_name: str) -> None:
         self._engine = engine
-        self._settings = {**TEXT_SETTINGS, **_IDLE_SETTINGS, "application_name": application_name}
+        self._settings = {**TEXT_SETTINGS, **_IDLE_SETTINGS, **_SAFETY_SETTINGS, "application_name": application_name}
         self._connections: list[sa.Connection] = []
+        self._pids: list[int] = []
 
     def __enter__(self) -> Snapshot:
         try:
             self.holder = self._open()
             self._id: str = self.holder.exec_driver_sql("SELECT pg_export_snapshot()").scalar_one()
+            self.info = self._describe()
         except BaseException:
             self._close()
             raise
@@ -46,16 +76,23 @@ class Snapshot:
     def cancel(self) -> None:
         """Have the server cancel whatever the connections are running; safe from any thread.
 
-        A connection that runs nothing, or is closed already, is left as it is.
+        A connection that runs nothing, or is closed already, is left as it is. Returns after a second at
+        most: a server out of reach does not answer.
         """
-        for connection in list(self._connections):
-            with contextlib.suppress(sa.exc.SQLAlchemyError, psycopg2.Error):
-                driver_connection(connection).cancel()
+        # A connection of its own, since psycopg2's cancel() holds up all threads until the server answers.
+        _within(_CANCEL_SECONDS, [self._cancel_backends])
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close()
+
+    def _cancel_backends(self) -> None:
+        ours = sa.text(
+            "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = ANY(:pids) AND usename = current_user"
+        )
+        with contextlib.closing(self._engine.connect()) as connection:
+            connection.execute(ours, {"pids": self._pids})
 
     def _open(self, first_statement: str | None = None) -> sa.Connection:
         connection = self._engine.connect()
@@ -64,17 +101,44 @@ class Snapshot:
         connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         if first_statement:
             connection.exec_driver_sql(first_statement)
-        for name, value in self._settings.items():
-            connection.execute(sa.text("SELECT set_config(:name, :value, false)"), {"name": name, "value": value})
+        settings = [sa.func.set_config(name, value, False) for name, value in self._settings.items()]
+        self._pids.append(connection.execute(sa.select(sa.func.pg_backend_pid(), *settings)).one()[0])
         return connection
 
+    def _describe(self) -> SnapshotInfo:
+        taken_at, standby, version = self.holder.exec_driver_sql(
+            "SELECT now(), pg_is_in_recovery(), current_setting('server_version')"
+        ).one()
+        position = "pg_last_wal_replay_lsn" if standby else "pg_current_wal_lsn"
+        try:
+            with self.holder.begin_nested():
+                wal = self.holder.exec_driver_sql(f"SELECT {position}()::text").scalar_one()
+        except sa.exc.DBAPIError:
+            # Some hosted servers do not have the function, or do not let everybody call it.
+            wal = None
+        return SnapshotInfo(taken_at, wal, standby, version)
+
     def _close(self) -> None:
-        for connection in self._connections:
-            # A connection that broke has nothing left to close.
-            with contextlib.suppress(sa.exc.SQLAlchemyError, psycopg2.Error):
-                # Its settings and its text types must not come back through a pool.
-                connection.invalidate()
-                connection.close()
+        self._pids.clear()
+        # Not returned to a pool: its settings and its text types must not come back.
+        _within(_CLOSE_SECONDS, [connection.invalidate for connection in self._connections])
+        _within(_CLOSE_SECONDS, [connection.close for connection in self._connections])
+
+
+def _within(seconds: float, actions: list[Callable[[], None]]) -> None:
+    """Do things in threads: one that waits for the network must not hold up the rest."""
+
+    def run(action: Callable[[], None]) -> None:
+        # A connection that broke has nothing left to cancel or close.
+        with contextlib.suppress(sa.exc.SQLAlchemyError, psycopg2.Error):
+            action()
+
+    threads = [threading.Thread(target=run, args=(action,), daemon=True) for action in actions]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def driver_connection(connection: sa.Connection) -> Any:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +38,8 @@ def dags(airflow_home: Path) -> DagBag:
 def orders_export(dags: DagBag, engine: sa.Engine, database: str, client: Any) -> Any:
     """The DAG, with a table to export and an empty bucket to export to."""
     services.load_orders(database, ROWS)
-    for key in keys(client, services.BUCKET):
-        client.delete_object(Bucket=services.BUCKET, Key=key)
+    for item in client.list_objects_v2(Bucket=services.BUCKET).get("Contents", []):
+        client.delete_object(Bucket=services.BUCKET, Key=item["Key"])
     dag = dags.dags["orders_export"]
     for task in dag.tasks:
         task.retries = 0
@@ -67,7 +69,10 @@ def test_every_dag_is_fit_for_operation(dags: DagBag) -> None:
 
 def test_importing_dags_reads_no_variable_and_no_database(airflow_home: Path) -> None:
     """A DAG file is parsed every few seconds: it must need neither Variables nor connections for that."""
-    code = "import sys, runpy; sys.path.insert(0, 'plugins'); runpy.run_path('dags/orders_export.py')"
+    code = (
+        "import sys, runpy, pathlib; sys.path.insert(0, 'plugins');"
+        "[runpy.run_path(str(path)) for path in pathlib.Path('dags').glob('*.py')]"
+    )
     environment = {"PATH": "/nowhere", "AIRFLOW_HOME": str(airflow_home), "AIRFLOW__CORE__UNIT_TEST_MODE": "False"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=services.PROJECT, env=environment, capture_output=True, text=True
@@ -117,3 +122,151 @@ def test_the_run_updates_the_asset(dags: DagBag) -> None:
     """Consumers can schedule on the asset that the export updates."""
     (task,) = dags.dags["orders_export"].tasks
     assert [asset.name for asset in task.outlets] == ["orders_export"]
+
+
+@pytest.fixture
+def orders_ingest(dags: DagBag, orders_export: Any, database: str) -> Any:
+    """The DAG, with an analytics database that holds nothing of it."""
+    with sa.create_engine(analytics_url(database)).begin() as connection:
+        connection.exec_driver_sql("DROP SCHEMA IF EXISTS analytics CASCADE")
+    dag = dags.dags["orders_ingest"]
+    for task in dag.tasks:
+        task.retries = 0
+    return dag
+
+
+def analytics_url(database: str) -> str:
+    return services.analytics(database).replace("postgresql://", "postgresql+psycopg2://")
+
+
+def loads(database: str) -> list[tuple[str, int]]:
+    """Manifest and rows of each load, in order."""
+    with sa.create_engine(analytics_url(database)).connect() as connection:
+        query = "SELECT manifest_url, rows FROM analytics.load_history ORDER BY loaded_at"
+        return [(row[0], row[1]) for row in connection.exec_driver_sql(query)]
+
+
+def add_order(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO orders SELECT max(id) + 1, 'a@b', 1, 'paid', now() FROM orders")
+
+
+@pytest.fixture
+def next_run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes the next `dag.test` one that a scheduler would have made: of a run type, or from events of assets."""
+    from airflow.models import dagrun
+    from airflow.models.asset import AssetEvent
+    from airflow.utils.types import DagRunType
+
+    make = dagrun.get_or_create_dagrun
+
+    def set_up(run_type: str = "manual", exports: Sequence[Any] = ()) -> None:
+        def get_or_create(*, session: Any, **arguments: Any) -> Any:
+            run = make(session=session, **arguments)
+            run.run_type = DagRunType(run_type)
+            runs = [export.run_id for export in exports]
+            run.consumed_asset_events.extend(
+                session.scalars(sa.select(AssetEvent).where(AssetEvent.source_run_id.in_(runs)))
+            )
+            session.commit()
+            return run
+
+        monkeypatch.setattr(dagrun, "get_or_create_dagrun", get_or_create)
+
+    return set_up
+
+
+def test_the_event_tells_what_was_published(orders_export: Any, client: Any) -> None:
+    """The event of the asset leads to the manifest, and has rows, bytes, checksum and window."""
+    from airflow.models.asset import AssetEvent
+    from airflow.utils.session import create_session
+
+    run = orders_export.test(logical_date=datetime(2026, 11, 7, 2, tzinfo=UTC))
+    with create_session() as session:
+        event = session.scalars(sa.select(AssetEvent).where(AssetEvent.source_run_id == run.run_id)).one()
+    url = "s3://exports/orders/orders-20261107.csv.manifest.json"
+    manifest = json.loads(content(client, services.BUCKET, url.removeprefix("s3://exports/")))
+    assert event.extra == {
+        "manifest_url": url,
+        "rows": ROWS,
+        "bytes": manifest["bytes"],
+        "sha256": manifest["files"][0]["sha256"],
+        "window": None,
+    }
+
+
+@pytest.mark.parametrize(("run_type", "moves"), [("scheduled", True), ("backfill", True), ("manual", False)])
+def test_the_schedule_moves_the_pointer(
+    orders_export: Any, client: Any, next_run: Callable[..., None], run_type: str, moves: bool
+) -> None:
+    """latest.json names the newest export of the schedule; a run by hand never moves it."""
+    next_run(run_type)
+    run = orders_export.test(logical_date=datetime(2026, 11, 8, 2, tzinfo=UTC))
+    assert run.state == "success"
+    assert ("orders/latest.json" in keys(client, services.BUCKET)) is moves
+    if moves:
+        latest = json.loads(content(client, services.BUCKET, "orders/latest.json"))
+        assert latest["manifest_url"] == "s3://exports/orders/orders-20261108.csv.manifest.json"
+        assert latest["rows"] == ROWS
+
+
+def test_two_events_in_one_run(
+    orders_export: Any, orders_ingest: Any, database: str, engine: sa.Engine, next_run: Callable[..., None]
+) -> None:
+    """A run that two exports have started loads both, in their order."""
+    exports = [orders_export.test(logical_date=datetime(2026, 11, 9, 2, tzinfo=UTC))]
+    add_order(engine)
+    exports.append(orders_export.test(logical_date=datetime(2026, 11, 10, 2, tzinfo=UTC)))
+    next_run(exports=exports)
+    run = orders_ingest.test(logical_date=None)
+    assert run.state == "success"
+    assert loads(database) == [
+        ("s3://exports/orders/orders-20261109.csv.manifest.json", ROWS),
+        ("s3://exports/orders/orders-20261110.csv.manifest.json", ROWS + 1),
+    ]
+    assert services.count_orders(services.analytics(database), "analytics") == ROWS + 1
+
+
+def test_the_same_event_twice(
+    orders_export: Any, orders_ingest: Any, database: str, next_run: Callable[..., None]
+) -> None:
+    """A run that is started again by the same event, or cleared, succeeds and changes nothing."""
+    exports = [orders_export.test(logical_date=datetime(2026, 11, 11, 2, tzinfo=UTC))]
+    next_run(exports=exports)
+    assert [orders_ingest.test(logical_date=None).state for _ in range(2)] == ["success"] * 2
+    assert loads(database) == [("s3://exports/orders/orders-20261111.csv.manifest.json", ROWS)]
+
+
+def test_a_manifest_given_by_hand(orders_export: Any, orders_ingest: Any, database: str) -> None:
+    """Whoever triggers the DAG names the manifest; without one the run fails, and loads nothing."""
+    orders_export.test(logical_date=datetime(2026, 11, 12, 2, tzinfo=UTC))
+    url = "s3://exports/orders/orders-20261112.csv.manifest.json"
+    assert orders_ingest.test(logical_date=None).state == "failed"
+    assert orders_ingest.test(logical_date=None, run_conf={"manifest_url": url}).state == "success"
+    assert loads(database) == [(url, ROWS)]
+
+
+def test_what_is_no_manifest_url_is_refused(orders_ingest: Any) -> None:
+    """The parameter is typed: a run with anything but an s3:// URL is not even made."""
+    from airflow.sdk.exceptions import ParamValidationError
+
+    for wrong in ("orders.csv", "https://exports/orders.csv", 7):
+        with pytest.raises(ParamValidationError):
+            orders_ingest.test(logical_date=None, run_conf={"manifest_url": wrong})
+
+
+def test_what_no_retry_makes_better_fails_at_once(airflow_home: Path, bucket: str) -> None:
+    """A manifest that is gone must not hold up the events after it: the task fails without a retry."""
+    from airflow.sdk.exceptions import AirflowFailException
+
+    from postgres_to_s3.loading import load_manifests
+
+    with pytest.raises(AirflowFailException, match="There is no manifest"):
+        load_manifests(
+            [f"s3://{bucket}/gone.csv.manifest.json"],
+            bucket=bucket,
+            schema="analytics",
+            table="orders",
+            postgres_conn_id="analytics_db",
+            aws_conn_id="exports_s3",
+        )

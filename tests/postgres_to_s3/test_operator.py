@@ -20,7 +20,7 @@ from tests.conftest import content, keys, open_uploads
 if TYPE_CHECKING:
     from postgres_to_s3 import PostgresToS3Operator
 
-CONTEXT: Any = {"ti": SimpleNamespace(dag_id="a_dag", task_id="a_task", run_id="a_run")}
+CONTEXT: Any = {"ti": SimpleNamespace(dag_id="a_dag", task_id="a_task", run_id="a_run", try_number=1)}
 
 Make = Callable[..., "PostgresToS3Operator"]
 
@@ -181,10 +181,12 @@ def test_libpq_options_of_the_connection_reach_the_driver(
 
 def test_tls_settings_of_the_connection_reach_the_driver(make: Make, connection_with: Callable[..., None]) -> None:
     """TLS settings in the extras reach libpq, Airflow's own extras do not, and silence is noticed."""
+    from postgres_to_s3.connections import postgres_engine
+
     tls = {"sslmode": "verify-full", "sslrootcert": "/ca.pem", "sslcert": "/me.pem", "sslkey": "/me.key"}
     connection_with("orders_db", **tls, sqlalchemy_query={}, cursor="dictcursor", keepalives_idle=5)
     seen: dict[str, Any] = {}
-    engine = make()._engine()
+    engine = postgres_engine("orders_db")
 
     @sa.event.listens_for(engine, "do_connect")
     def do_connect(dialect: Any, record: Any, arguments: Any, parameters: dict[str, Any]) -> None:
@@ -202,20 +204,24 @@ def test_iam_login(make: Make, connection_with: Callable[..., None], monkeypatch
     """With `iam` in the extras the login is a token of AWS."""
     from airflow.providers.postgres.hooks.postgres import PostgresHook
 
+    from postgres_to_s3.connections import postgres_engine
+
     connection_with("orders_db", iam=True)
     monkeypatch.setattr(PostgresHook, "get_iam_token", lambda self, connection: ("iam_user", "token", 6543))
-    url = make()._engine().url
+    url = postgres_engine("orders_db").url
     assert (url.username, url.password, url.port) == ("iam_user", "token", 6543)
 
 
 def test_settings_of_the_aws_connection_reach_the_client(make: Make, connection_with: Callable[..., None]) -> None:
     """`config_kwargs` of the connection are used; without them, requests are retried in standard mode."""
-    assert make()._client().meta.config.retries["mode"] == "standard"
+    from postgres_to_s3.connections import s3_client
+
+    assert s3_client("exports_s3").meta.config.retries["mode"] == "standard"
     connection_with(
         "exports_s3",
         config_kwargs={"request_checksum_calculation": "when_required", "retries": {"mode": "adaptive"}},
     )
-    config = make()._client().meta.config
+    config = s3_client("exports_s3").meta.config
     assert config.request_checksum_calculation == "when_required"
     assert config.retries["mode"] == "adaptive"
 
@@ -224,13 +230,15 @@ def test_role_of_the_aws_connection_is_assumed(
     make: Make, orders: int, connection_with: Callable[..., None], endpoint: str
 ) -> None:
     """With `role_arn` in the extras the client has the credentials of the role."""
+    from postgres_to_s3.connections import s3_client
+
     connection_with(
         "exports_s3",
         role_arn="arn:aws:iam::123456789012:role/exporter",
         service_config={"sts": {"endpoint_url": endpoint}},
     )
     operator = make()
-    assert operator._client()._get_credentials().method == "sts-assume-role"
+    assert s3_client(operator.aws_conn_id)._get_credentials().method == "sts-assume-role"
     assert operator.execute(CONTEXT)["rows"] == orders
 
 

@@ -1,0 +1,37 @@
+"""Clients of the services that Airflow's connections name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+from airflow.providers.postgres.hooks.postgres import PostgresHook
+from botocore.config import Config
+from sqlalchemy.pool import NullPool
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+# What a connection's own extras override. libpq waits for ever for a host that does not answer, and a
+# firewall forgets a connection that is silent for minutes (PostgreSQL manual, 32.1.2 "Parameter Key Words").
+_LIBPQ_DEFAULTS = {"connect_timeout": 30, "keepalives_idle": 60, "keepalives_interval": 10, "keepalives_count": 6}
+
+# What the connection's ``config_kwargs`` override.
+_BOTO_DEFAULTS = Config(retries={"mode": "standard", "max_attempts": 5})
+
+
+def postgres_engine(conn_id: str) -> Engine:
+    """An engine for a Postgres connection, with its libpq options and its IAM login."""
+    hook = PostgresHook(postgres_conn_id=conn_id, sqlalchemy_scheme="postgresql+psycopg2")
+    # The hook's URL leaves these out.
+    extras = hook.connection.extra_dejson
+    options = {name: extras[name] for name in extras.keys() - hook.ignored_extra_options}
+    return hook.get_sqlalchemy_engine(
+        {"connect_args": {**_LIBPQ_DEFAULTS, **options}, "poolclass": NullPool, "hide_parameters": True}
+    )
+
+
+def s3_client(conn_id: str | None) -> Any:
+    """A boto3 S3 client for an AWS connection, with its endpoint, role and ``config_kwargs``."""
+    hook = S3Hook(aws_conn_id=conn_id)
+    return hook.get_client_type(hook.region_name, _BOTO_DEFAULTS.merge(hook.config))

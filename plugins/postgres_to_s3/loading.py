@@ -1,0 +1,60 @@
+"""Loads the exports that asset events tell of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowFailException
+
+from postgres_to_s3.connections import postgres_engine, s3_client
+from streaming_export import ColumnsChanged, ManifestError, ingest
+
+if TYPE_CHECKING:
+    from airflow.sdk.execution_time.comms import AssetEventDagRunReferenceResult
+
+
+def manifest_urls(events: Sequence[AssetEventDagRunReferenceResult], manifest_url: str | None) -> list[str]:
+    """The manifests to load, the oldest event's first, each once; the one given by hand goes before events.
+
+    :raises AirflowFailException: if there is none.
+    """
+    if manifest_url:
+        return [manifest_url]
+    told = [event.extra.get("manifest_url") for event in sorted(events, key=lambda event: event.timestamp)]
+    if not all(told):
+        raise AirflowFailException(
+            "An event of the asset names no manifest, so it is not from the export: nothing was loaded. Somebody may"
+            ' have made it by hand; trigger this DAG with {"manifest_url": "s3://…"} instead.'
+        )
+    if not told:
+        raise AirflowFailException(
+            'No event started this run: trigger it with {"manifest_url": "s3://…"}. Nothing was loaded.'
+        )
+    return list(dict.fromkeys(str(url) for url in told))
+
+
+def load_manifests(
+    urls: Iterable[str],
+    *,
+    bucket: str,
+    schema: str,
+    table: str,
+    postgres_conn_id: str,
+    aws_conn_id: str | None,
+    add_columns: bool = False,
+) -> list[dict[str, Any]]:
+    """Load manifests one after the other; what was loaded before an error stays, and a retry skips it.
+
+    :returns: what `streaming_export.IngestResult` holds, of each.
+    :raises streaming_export.IngestError: see `streaming_export.ingest`.
+    :raises AirflowFailException: for a manifest or columns that no retry makes better: later events wait meanwhile.
+    """
+    engine, client = postgres_engine(postgres_conn_id), s3_client(aws_conn_id)
+    where = {"bucket": bucket, "schema": schema, "table": table}
+    try:
+        results = [ingest(url, engine=engine, client=client, add_columns=add_columns, **where) for url in urls]
+    except (ManifestError, ColumnsChanged) as exc:
+        raise AirflowFailException(str(exc)) from exc
+    return [dataclasses.asdict(result) for result in results]

@@ -1,0 +1,166 @@
+"""Loads what a manifest names into a Postgres table: verified, in one transaction, once."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psycopg2
+import sqlalchemy as sa
+
+from streaming_export import manifest_reader
+from streaming_export.errors import InvalidArgument, LoadError, load_error
+from streaming_export.manifest_reader import Manifest
+from streaming_export.query import TEXT_SETTINGS
+from streaming_export.snapshot import driver_connection
+from streaming_export.target import HISTORY, Target
+from streaming_export.verified import VerifiedFile
+
+log = logging.getLogger(__name__)
+
+Outcome = Literal["replaced", "upserted", "already_loaded", "outdated"]
+
+
+@dataclass(frozen=True, slots=True)
+class IngestResult:
+    """What became of a manifest.
+
+    :param manifest_url: where the manifest is.
+    :param table: schema and name of the table.
+    :param outcome: "replaced" all rows, "upserted" those of a window, or changed nothing: this manifest was
+        "already_loaded", or is "outdated", since a later snapshot of the same rows was loaded before.
+    :param rows: that the manifest has.
+    :param seconds: from the call to the end of the transaction.
+    """
+
+    manifest_url: str
+    table: str
+    outcome: Outcome
+    rows: int
+    seconds: float
+
+    @property
+    def already_loaded(self) -> bool:
+        """Whether this manifest had been loaded before, so that nothing was changed."""
+        return self.outcome == "already_loaded"
+
+
+def ingest(
+    manifest_url: str,
+    *,
+    engine: sa.Engine,
+    client: Any,
+    bucket: str,
+    table: str,
+    schema: str,
+    add_columns: bool = False,
+) -> IngestResult:
+    """Load exactly the objects of a manifest into a table; all of them, or nothing changes.
+
+    An export of all rows replaces the table's rows; one of a window is put in by its unique key. The load
+    is recorded in ``load_history`` in the same transaction, so that a second call changes nothing.
+    Schema, table and history are created when they are missing. Loads into the same table wait for each other.
+
+    :param manifest_url: ``s3://`` URL of the manifest.
+    :param engine: engine of the psycopg2 dialect, for the analytics database; PostgreSQL 15 or newer.
+    :param client: boto3 S3 client.
+    :param bucket: the only one in which the manifest and its objects may be.
+    :param table: name of the table.
+    :param schema: the table's schema.
+    :param add_columns: add columns that the export has and the table has not, instead of failing.
+    :raises InvalidArgument: if an argument is not allowed.
+    :raises ManifestError: if the manifest is missing, invalid, too new, or names another bucket.
+    :raises ObjectChanged: if an object is no longer the one that the manifest describes.
+    :raises ColumnsChanged: if the columns of table and export differ.
+    :raises StoreError: if the object store failed.
+    :raises LoadError: if the database refused the rows or failed.
+    """
+    _check(engine, table, schema)
+    started = time.monotonic()
+    manifest = manifest_reader.read(client, manifest_url, bucket)
+    with _translated(manifest.url), engine.begin() as connection:
+        target = _target(connection, schema, table, manifest)
+        outcome = _load(target, client, bucket, add_columns)
+    seconds = round(time.monotonic() - started, 3)
+    log.info("%s of %s: %s, %s rows, %.1f s.", manifest.url, table, outcome, f"{manifest.rows:,}", seconds)
+    return IngestResult(manifest.url, f"{schema}.{table}", outcome, manifest.rows, seconds)
+
+
+def _check(engine: sa.Engine, table: str, schema: str) -> None:
+    dialect = engine.dialect
+    if (dialect.name, dialect.driver) != ("postgresql", "psycopg2"):
+        raise InvalidArgument("engine", f"{dialect.name}+{dialect.driver}", "postgresql+psycopg2")
+    for name, value in (("table", table), ("schema", schema)):
+        if not 1 <= len(value.encode()) <= 63 or "\0" in value:
+            raise InvalidArgument(name, value, "a name of 1 to 63 bytes")
+    if table == HISTORY:
+        raise InvalidArgument("table", table, "any other name; this is the table of loads")
+
+
+def _target(connection: sa.Connection, schema: str, table: str, manifest: Manifest) -> Target:
+    for name, value in TEXT_SETTINGS.items():
+        connection.execute(sa.text("SELECT set_config(:name, :value, true)"), {"name": name, "value": value})
+    return Target(driver_connection(connection).cursor(), schema, table, manifest)
+
+
+def _load(target: Target, client: Any, bucket: str, add_columns: bool) -> Outcome:
+    """Everything that happens in the one transaction."""
+    manifest = target.manifest
+    if manifest.window and manifest.unique_key is None:
+        raise LoadError(
+            f"{manifest.url} holds the rows of a window and has no unique key to put them in by. Nothing was loaded."
+            " Export with unique_key."
+        )
+    target.lock()
+    target.create_history()
+    target.create_table()
+    if target.was_loaded():
+        return "already_loaded"
+    if target.is_outdated():
+        return "outdated"
+    # Not before: an old event must not fail for columns that were added after it.
+    target.match_columns(add_columns)
+    target.create_staging()
+    _stage(target, client, bucket)
+    outcome: Outcome = "upserted" if manifest.window else "replaced"
+    rows = target.upsert() if manifest.window else target.replace()
+    _compare(target.manifest.url, rows, manifest.rows)
+    target.record(outcome)
+    return outcome
+
+
+def _stage(target: Target, client: Any, bucket: str) -> None:
+    for file in target.manifest.files:
+        content = VerifiedFile(client, bucket, file, target.manifest.compression)
+        try:
+            rows = target.copy(content)
+        except psycopg2.Error:
+            if content.error:
+                raise content.error from None
+            # What Postgres can't read may not be what was exported: that is the error to tell then.
+            content.verify()
+            raise
+        content.verify()
+        _compare(f"s3://{bucket}/{file.key}", rows, file.rows)
+        log.info("Verified s3://%s/%s: %s rows.", bucket, file.key, f"{rows:,}")
+
+
+def _compare(what: str, loaded: int, told: int) -> None:
+    if loaded != told:
+        raise LoadError(
+            f"Postgres got {loaded:,} rows of {what}, and the manifest tells of {told:,}. Nothing was loaded."
+            " Export again."
+        )
+
+
+@contextlib.contextmanager
+def _translated(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (sa.exc.DBAPIError, psycopg2.Error) as exc:
+        # Not `from exc`: its text may hold values of rows.
+        raise load_error(f"loading {url}", exc) from None

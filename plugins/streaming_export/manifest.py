@@ -1,0 +1,182 @@
+"""What was published, as a JSON document beside the files: written last, read by consumers.
+
+`manifest.schema.json` beside this module describes it.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime, time
+from typing import Any
+
+import boto3
+import psycopg2
+from botocore.exceptions import BotoCoreError, ClientError
+
+from streaming_export.errors import UploadError, VerificationError
+from streaming_export.files import ExportedFile
+from streaming_export.query import Query
+from streaming_export.snapshot import SnapshotInfo
+
+VERSION = 1
+
+# Types of a key whose values are of nobody's person, so that first and last may be told.
+_IMPERSONAL_KEYS = ("smallint", "integer", "bigint", "uuid", "date", "timestamp")
+
+
+def manifest_key(key: str) -> str:
+    """The key of the manifest of an export to `key`, whether it is one file or several."""
+    return f"{key}.manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What the manifest says of an export, but for its files.
+
+    :param query: the query that was read.
+    :param snapshot: the snapshot that it was read on.
+    :param rows_verified: whether the database counted the same rows.
+    :param key_bounds: text of the first and the last value of the unique key, where known.
+    :param parameters: the values of the query's parameters.
+    :param compression: of the files.
+    :param window: begin and end of the time whose rows these are; None for all rows.
+    :param run: what ran the export.
+    :param started_at: when the export began.
+    """
+
+    query: Query
+    snapshot: SnapshotInfo
+    rows_verified: bool
+    key_bounds: tuple[str | None, str | None]
+    parameters: Mapping[str, Any]
+    compression: str | None
+    window: tuple[str, str] | None
+    run: Mapping[str, str | int | None]
+    started_at: datetime
+
+
+def build(published: Published, bucket: str, files: Sequence[ExportedFile]) -> dict[str, Any]:
+    """The manifest of an export."""
+    query, snapshot, window = published.query, published.snapshot, published.window
+    urls = [f"s3://{bucket}/{file.key}" for file in files]
+    return {
+        "manifest_version": VERSION,
+        "entries": [
+            {"url": url, "mandatory": True, "meta": {"content_length": file.bytes}}
+            for url, file in zip(urls, files, strict=True)
+        ],
+        "files": [
+            {"url": url, **{name: value for name, value in asdict(file).items() if name != "key"}}
+            for url, file in zip(urls, files, strict=True)
+        ],
+        "rows": sum(file.rows for file in files),
+        "rows_verified": published.rows_verified,
+        "bytes": sum(file.bytes for file in files),
+        "columns": [
+            {"name": column.name, "type": column.type, "nullable": column.nullable} for column in query.columns
+        ],
+        "csv": {
+            "encoding": "utf-8",
+            "delimiter": ",",
+            "quote": '"',
+            "line_end": "\n",
+            "header": True,
+            "null": "",
+            "compression": published.compression,
+        },
+        "query": {
+            "sha256": query.fingerprint,
+            "parameters": {name: _impersonal(value) for name, value in published.parameters.items()},
+        },
+        "unique_key": _unique_key(query, published.key_bounds),
+        "window": {"from": window[0], "to": window[1]} if window else None,
+        "snapshot": {**asdict(snapshot), "taken_at": snapshot.taken_at.isoformat()},
+        "run": dict(published.run),
+        "started_at": published.started_at.isoformat(),
+        "finished_at": datetime.now(UTC).isoformat(),
+        "versions": {
+            "python": platform.python_version(),
+            "psycopg2": psycopg2.__version__.split()[0],
+            "boto3": boto3.__version__,
+        },
+    }
+
+
+def put(
+    client: Any, bucket: str, key: str, document: Mapping[str, Any], extra_args: Mapping[str, Any], etag: str | None
+) -> None:
+    """Write a JSON document, if it is still the one with `etag` that it replaces (None: there is none).
+
+    :raises VerificationError: if another one was written meanwhile.
+    :raises UploadError: if the store failed.
+    """
+    body = json.dumps(document, ensure_ascii=False, indent=2).encode() + b"\n"
+    condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
+    arguments = {**extra_args, "Bucket": bucket, "Key": key, "Body": body, "ContentType": "application/json"}
+    try:
+        _put(client, arguments, condition)
+    except (ClientError, BotoCoreError) as exc:
+        # The answer to a put that succeeded may have been lost, and the retry refused.
+        if get(client, bucket, key)[0] == document:
+            return
+        code = exc.response["Error"]["Code"] if isinstance(exc, ClientError) else type(exc).__name__
+        if code in ("PreconditionFailed", "ConditionalRequestConflict"):
+            raise VerificationError(
+                f"s3://{bucket}/{key} was written by another export meanwhile, and stays as that left it. Its files"
+                " may be of this one: export again."
+            ) from exc
+        raise UploadError(f"The object store failed while writing s3://{bucket}/{key}: {code}.", code) from exc
+
+
+def get(client: Any, bucket: str, key: str) -> tuple[Any, str | None]:
+    """A JSON document and its ETag; (None, None) if there is none.
+
+    :raises UploadError: if the store failed.
+    """
+    try:
+        answer = client.get_object(Bucket=bucket, Key=key)
+        return json.loads(answer["Body"].read()), answer["ETag"]
+    except ValueError:
+        return None, answer["ETag"]
+    except ClientError as exc:
+        code = exc.response["Error"]["Code"]
+        if exc.response["ResponseMetadata"]["HTTPStatusCode"] == 404 and code != "NoSuchBucket":
+            return None, None
+        hint = " S3 also answers this for an object that is not there, unless s3:ListBucket is allowed."
+        raise UploadError(
+            f"Cannot read s3://{bucket}/{key}: {exc}.{hint if code == 'AccessDenied' else ''}", code
+        ) from exc
+
+
+def _put(client: Any, arguments: dict[str, Any], condition: dict[str, str]) -> None:
+    try:
+        client.put_object(**arguments, **condition)
+    except ClientError as exc:
+        # Stores that know no conditional writes say so; the last writer wins there.
+        if exc.response["Error"]["Code"] != "NotImplemented":
+            raise
+        client.put_object(**arguments)
+
+
+def _unique_key(query: Query, bounds: tuple[str | None, str | None]) -> dict[str, str | None] | None:
+    if query.unique_key is None:
+        return None
+    (column,) = (column for column in query.columns if column.name == query.unique_key)
+    first, last = bounds if column.type.startswith(_IMPERSONAL_KEYS) else (None, None)
+    return {"name": query.unique_key, "first": first, "last": last}
+
+
+def _impersonal(value: object) -> str | None:
+    """The text of a value that is of nobody's person: a date, a time, a boolean."""
+    if isinstance(value, str):
+        try:
+            datetime.fromisoformat(value)
+        except ValueError:
+            return None
+        return value
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value.isoformat() if isinstance(value, date | datetime | time) else None

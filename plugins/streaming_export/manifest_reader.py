@@ -1,0 +1,185 @@
+"""Reads a manifest and checks it: it is input, whoever wrote it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+from botocore.exceptions import BotoCoreError, ClientError
+
+from streaming_export.errors import ForeignBucket, ManifestInvalid, ManifestMissing, ManifestTooNew, StoreError
+from streaming_export.manifest import VERSION
+
+_SCHEMA = Path(__file__).with_name("manifest.schema.json")
+_MAX_NAME_BYTES = 63  # PostgreSQL manual, 4.1.1: longer names are cut off, and could then meet another one
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """An object that the manifest names.
+
+    :param key: where it is in the manifest's bucket.
+    :param rows: data rows, without the header.
+    :param bytes: its size.
+    :param sha256: of its content, in hex.
+    :param etag: without quotes.
+    """
+
+    key: str
+    rows: int
+    bytes: int
+    sha256: str
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a loader needs of a manifest.
+
+    :param url: where it is.
+    :param sha256: of its own text, in hex: no two exports have the same.
+    :param files: all objects, in order.
+    :param rows: data rows of all files.
+    :param columns: name and Postgres type of each column, in order.
+    :param unique_key: name of the column that is unique, if one is.
+    :param window: begin and end of the time whose rows these are; None for all rows.
+    :param taken_at: when the snapshot was taken.
+    :param compression: None, "gzip" or "zstd".
+    """
+
+    url: str
+    sha256: str
+    files: tuple[File, ...]
+    rows: int
+    columns: tuple[tuple[str, str], ...]
+    unique_key: str | None
+    window: tuple[datetime, datetime] | None
+    taken_at: datetime
+    compression: str | None
+
+
+def read(client: Any, url: str, bucket: str) -> Manifest:
+    """Read the manifest at an ``s3://`` URL.
+
+    :param client: boto3 S3 client.
+    :param bucket: the only one in which the manifest and its objects may be.
+    :raises ManifestError: if it is missing, invalid, too new, or names another bucket.
+    :raises StoreError: if the store failed.
+    """
+    body = _download(client, bucket, _key(url, bucket, url), url)
+    try:
+        document = json.loads(body)
+    except ValueError as exc:
+        raise _invalid(url, f"it is not JSON; perhaps it was truncated: {len(body):,} bytes") from exc
+    version = document.get("manifest_version") if isinstance(document, dict) else None
+    if isinstance(version, int) and version > VERSION:
+        raise ManifestTooNew(
+            f"The manifest {url} is of version {version}, and this program knows versions up to {VERSION}."
+            " Nothing was loaded. Update the consumer before the exporter."
+        )
+    error = jsonschema.exceptions.best_match(_validator().iter_errors(document))
+    if error:
+        where = ".".join(map(str, error.absolute_path)) or "the document"
+        raise _invalid(url, f"{where} does not fit {_SCHEMA.name} ({error.validator})")
+    return _parse(document, url, bucket, hashlib.sha256(body).hexdigest())
+
+
+def _download(client: Any, bucket: str, key: str, url: str) -> bytes:
+    try:
+        body: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        return body
+    except ClientError as exc:
+        code = exc.response["Error"]["Code"]
+        if code in ("NoSuchKey", "404"):
+            raise ManifestMissing(
+                f"There is no manifest at {url}: its export was not published, or the bucket's lifecycle removed"
+                " it. Nothing was loaded. Export again."
+            ) from exc
+        raise StoreError(f"The object store refused to give {url}: {code}. Nothing was loaded.", code) from exc
+    except BotoCoreError as exc:
+        raise StoreError(f"The object store failed while giving {url}: {exc}. Nothing was loaded.") from exc
+
+
+def _parse(document: dict[str, Any], url: str, bucket: str, sha256: str) -> Manifest:
+    files = tuple(
+        File(_key(file["url"], bucket, url), file["rows"], file["bytes"], file["sha256"], file["etag"])
+        for file in document["files"]
+    )
+    columns = tuple((column["name"], column["type"]) for column in document["columns"])
+    key, window = document["unique_key"], document["window"]
+    parsed = Manifest(
+        url=url,
+        sha256=sha256,
+        files=files,
+        rows=document["rows"],
+        columns=columns,
+        unique_key=key["name"] if key else None,
+        window=(_time(window["from"], url), _time(window["to"], url)) if window else None,
+        taken_at=_time(document["snapshot"]["taken_at"], url),
+        compression=document["csv"]["compression"],
+    )
+    for contradiction in _contradictions(parsed, document):
+        raise _invalid(url, contradiction)
+    return parsed
+
+
+def _contradictions(manifest: Manifest, document: dict[str, Any]) -> Iterator[str]:
+    """What the schema can't say."""
+    names = [name for name, _ in manifest.columns]
+    if len(set(names)) < len(names):
+        yield "two columns have the same name"
+    if any(not name or "\0" in name or len(name.encode()) > _MAX_NAME_BYTES for name in names):
+        yield "a column has a name that Postgres does not allow"
+    if manifest.unique_key is not None and manifest.unique_key not in names:
+        yield f"its unique key {manifest.unique_key!r} is none of its columns"
+    if sum(file.rows for file in manifest.files) != manifest.rows:
+        yield "the rows of its files do not add up"
+    entries = [(entry["url"], entry["meta"]["content_length"]) for entry in document["entries"]]
+    if entries != [(file["url"], file["bytes"]) for file in document["files"]]:
+        yield "its entries are not its files"
+
+
+def _key(url: str, bucket: str, manifest_url: str) -> str:
+    """The key in an ``s3://`` URL of the bucket."""
+    scheme, _, rest = url.partition("://")
+    found, _, key = rest.partition("/")
+    if scheme != "s3" or not found or not key:
+        raise _invalid(manifest_url, f"{url!r} is no s3://bucket/key")
+    if found != bucket:
+        raise ForeignBucket(
+            f"{manifest_url} leads to {url}, and only objects of the bucket {bucket!r} may be loaded. Nothing was"
+            " loaded. If this is the right manifest, set the bucket."
+        )
+    return key
+
+
+def _time(text: str, url: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as exc:
+        raise _invalid(url, f"{text!r} is no time in ISO 8601") from exc
+    if time.tzinfo is None:
+        raise _invalid(url, f"the time {text!r} has no time zone")
+    return time
+
+
+def _invalid(url: str, why: str) -> ManifestInvalid:
+    return ManifestInvalid(
+        f"The manifest {url} can't be used: {why}. Nothing was loaded. Export again; the export replaces it."
+    )
+
+
+@functools.cache
+def _validator() -> Any:
+    """Checks against the schema, but for members that a later program may have added (see its description)."""
+    tolerant = jsonschema.validators.extend(
+        jsonschema.Draft202012Validator, {"additionalProperties": lambda *_: iter(())}
+    )
+    return tolerant(json.loads(_SCHEMA.read_text(encoding="utf-8")))

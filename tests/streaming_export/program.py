@@ -1,0 +1,46 @@
+"""A program that exports, for the tests that stop it from outside: python program.py ARGUMENTS-AS-JSON.
+
+`on_signal` is what its handler of SIGTERM and SIGINT does: "raise" an exception, or "cancel" the export.
+Prints the type of the exception that ended the export.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+
+import sqlalchemy as sa
+
+from demo import services
+from streaming_export import Cancellation, export
+
+
+class Interrupted(BaseException):
+    """As Airflow's AirflowTaskTimeout: not an Exception."""
+
+
+def main(*, database: str, endpoint: str, on_signal: str, **arguments: str) -> None:
+    services.isolate_environment()
+    cancellation = Cancellation()
+
+    def stop(*_: object) -> None:
+        if on_signal == "raise":
+            raise Interrupted
+        cancellation.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    try:
+        export(
+            engine=sa.create_engine(database),
+            client=services.s3_client(endpoint),
+            cancellation=cancellation,
+            **arguments,  # type: ignore[arg-type]
+        )
+    except BaseException as exc:
+        sys.stdout.write(type(exc).__name__)
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))

@@ -1,0 +1,527 @@
+"""export() when something fails or stops it: nothing is published, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg2
+import pytest
+import sqlalchemy as sa
+
+from demo import services
+from streaming_export import (
+    Cancellation,
+    ExportCancelled,
+    ExportError,
+    ExportResult,
+    QueryError,
+    UploadError,
+    export,
+)
+from tests.conftest import content, keys, open_uploads
+from tests.streaming_export.proxy import Proxy, proxied
+from tests.streaming_export.store import hook, part_number, record, refusal
+from tests.streaming_export.waiting import PATIENCE, Running, eventually
+
+# A query sleeps so long that a test that waited for its end would fail.
+FOR_EVER = "pg_sleep(600)"
+CANARY = "secret@example.com"
+
+WAYS: dict[str, dict[str, Any]] = {
+    "batches": {"unique_key": "id", "yield_per": 2_000},
+    "stream": {},
+    "rows": {"method": "rows", "yield_per": 1_000},
+}
+every_way = pytest.mark.parametrize("way", WAYS)
+
+
+@pytest.fixture(scope="module")
+def numbers(engine: sa.Engine) -> Iterator[str]:
+    """Name of a table of the ids 1 to 60,000."""
+    schema = f"faults_{uuid.uuid4().hex}"
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"CREATE SCHEMA {schema}")
+        connection.exec_driver_sql(f"CREATE TABLE {schema}.numbers (id bigint PRIMARY KEY)")
+        connection.exec_driver_sql(f"INSERT INTO {schema}.numbers SELECT generate_series(1, 60000)")
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(f"VACUUM ANALYZE {schema}.numbers")
+    yield f"{schema}.numbers"
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"DROP SCHEMA {schema} CASCADE")
+
+
+class World:
+    """An export's database and store, with an object that is there already, and what the export leaves in them."""
+
+    def __init__(self, database: str, endpoint: str, bucket: str, table: str) -> None:
+        self.engine = sa.create_engine(database, poolclass=sa.NullPool)
+        self.client = services.s3_client(endpoint)
+        self.requests = record(self.client)
+        self.bucket = bucket
+        self.table = table
+        self.name = f"test {uuid.uuid4().hex}"
+        self.before = b"what was there before"
+        self.client.put_object(Bucket=bucket, Key="a.csv", Body=self.before)
+        self.places = {"database": database, "endpoint": endpoint}
+        self._threads = set(threading.enumerate())
+
+    def wide(self, column: str = "0") -> str:
+        """A query of 60 MB, seven parts, with a column of the test's."""
+        return f"SELECT id, repeat('x', 1000) AS filler, {column} AS value FROM {self.table} ORDER BY id"
+
+    def sleeping_at(self, row: int) -> str:
+        """The same, sleeping at a row."""
+        return self.wide(f"CASE WHEN id = {row} THEN {FOR_EVER}::text END")
+
+    def export(self, query: str, **options: Any) -> ExportResult:
+        """Export to a.csv."""
+        arguments = {"client": self.client, "engine": self.engine, "key": "a.csv", **options}
+        return export(query, bucket=self.bucket, application_name=self.name, **arguments)
+
+    def start(self, query: str, **options: Any) -> tuple[Running, Cancellation]:
+        """Export in another thread."""
+        cancellation = Cancellation()
+        return Running(lambda: self.export(query, cancellation=cancellation, **options)), cancellation
+
+    def start_program(self, query: str, on_signal: str, **places: str) -> subprocess.Popen[str]:
+        """Export in another process."""
+        arguments = {
+            **self.places,
+            "on_signal": on_signal,
+            "query": query,
+            "bucket": self.bucket,
+            "key": "a.csv",
+            "application_name": self.name,
+            **places,
+        }
+        return subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("program.py"), json.dumps(arguments)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def backends(self, where: str = "true") -> list[int]:
+        """The server's processes that work for our exports."""
+        query = sa.text(f"SELECT pid FROM pg_stat_activity WHERE application_name = :name AND {where}")
+        with self.engine.connect() as connection:
+            return list(connection.execute(query, {"name": self.name}).scalars())
+
+    def end_backends(self, where: str = "true") -> None:
+        """End them, as an administrator or a crash would."""
+        with self.engine.connect() as connection:
+            for pid in self.backends(where):
+                connection.execute(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+
+    def sleeps(self) -> bool:
+        """Whether the query has come to its sleep."""
+        return bool(self.backends("wait_event = 'PgSleep'"))
+
+    def waits_for_lock(self) -> bool:
+        """Whether the query waits for a lock."""
+        return bool(self.backends("wait_event_type = 'Lock'"))
+
+    def stalls(self) -> bool:
+        """Whether the server has been waiting for us to take rows for a while."""
+        return all(self.backends("wait_event = 'ClientWrite'") for _ in range(10))
+
+    def assert_nothing_left(self) -> None:
+        """No open upload, no thread and no connection; the earlier object as it was."""
+        assert open_uploads(self.client, self.bucket) == []
+        assert keys(self.client, self.bucket) == ["a.csv"]
+        assert content(self.client, self.bucket, "a.csv") == self.before
+        assert eventually(lambda: not self.backends())
+        assert eventually(lambda: not self.threads())
+
+    def threads(self) -> set[threading.Thread]:
+        """Threads that were not there at the beginning."""
+        return set(threading.enumerate()) - self._threads
+
+    def parts(self) -> int:
+        """How many parts the store was asked to take."""
+        return sum(name == "UploadPart" for name, _ in self.requests)
+
+
+@pytest.fixture
+def world(database: str, endpoint: str, bucket: str, numbers: str) -> Iterator[World]:
+    """A world of the test's own; whatever sleeps in it is ended."""
+    uri = database.replace("postgresql://", "postgresql+psycopg2://")
+    world = World(uri, endpoint, bucket, numbers)
+    yield world
+    world.end_backends()
+
+
+# ---- Failing while rows are read
+
+
+@every_way
+def test_a_query_that_fails_in_a_late_row(world: World, way: str) -> None:
+    """A query that fails when parts have been sent already leaves nothing."""
+    with pytest.raises(QueryError, match="Nothing was published") as caught:
+        world.export(world.wide("1 / (id - 50000)"), **WAYS[way])
+    assert caught.value.sqlstate == "22012"
+    assert world.parts() >= 3
+    world.assert_nothing_left()
+
+
+@every_way
+def test_a_connection_that_is_lost(world: World, way: str) -> None:
+    """A connection that the server ends in the middle (fail-over, administrator) leaves nothing."""
+    reading = "query LIKE 'FETCH%'" if way == "rows" else "query LIKE 'COPY%'"
+    hook(world.client, "UploadPart", lambda params: world.end_backends(reading) if part_number(params) == 3 else None)
+    with pytest.raises(QueryError, match="Nothing was published"):
+        world.export(world.wide(), **WAYS[way])
+    assert world.parts() >= 3
+    world.assert_nothing_left()
+
+
+@every_way
+def test_a_count_that_fails(world: World, way: str) -> None:
+    """Rows that the database could not count are not published, though all were read."""
+
+    def end_before_count(connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("SELECT count"):
+            world.end_backends(f"pid = {cursor.connection.info.backend_pid}")
+
+    sa.event.listen(world.engine, "before_cursor_execute", end_before_count)
+    with pytest.raises(QueryError, match="Nothing was published"):
+        world.export(world.wide(), **WAYS[way])
+    world.assert_nothing_left()
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_connection_that_cannot_be_opened(world: World, number: int) -> None:
+    """When one of the connections cannot be opened, those that are open already are closed."""
+    opened: list[object] = []
+
+    def refuse(*_: Any) -> None:
+        opened.append(None)
+        if len(opened) == number:
+            raise psycopg2.OperationalError("too many connections (injected by a test)")
+
+    world.engine.connect().close()  # SQLAlchemy's own first look at the server
+    sa.event.listen(world.engine, "do_connect", refuse)
+    with pytest.raises(QueryError, match="too many connections"):
+        world.export(world.wide(), **WAYS["batches"])
+    sa.event.remove(world.engine, "do_connect", refuse)
+    world.assert_nothing_left()
+
+
+@every_way
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_engines_pool_is_as_before(world: World, way: str, fails: bool) -> None:
+    """An export gives back what it took from the caller's pool; neither its settings nor its types come with it."""
+    engine = sa.create_engine(world.engine.url, pool_size=5)
+    query = world.wide("1 / (id - 50000)" if fails else "0")
+    with pytest.raises(QueryError) if fails else nullcontext():
+        world.export(query, engine=engine, **WAYS[way])
+    assert eventually(lambda: not world.backends())
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    with ExitStack() as stack:
+        for connection in [stack.enter_context(engine.connect()) for _ in range(3)]:
+            assert connection.exec_driver_sql("SHOW application_name").scalar() != world.name
+            assert connection.exec_driver_sql("SHOW transaction_read_only").scalar() == "off"
+            assert connection.exec_driver_sql("SELECT 1::bigint").scalar() == 1
+    engine.dispose()
+
+
+# ---- Failing while parts are sent
+
+
+@every_way
+def test_a_part_that_fails(world: World, way: str) -> None:
+    """A part that the store refuses ends the export: the query is cancelled on the server, and nothing is left."""
+    hook(world.client, "UploadPart", lambda params: refusal("QuotaFull") if part_number(params) == 2 else None)
+    with pytest.raises(UploadError, match=r"sending part 2 of s3://.*QuotaFull.*Nothing was published"):
+        world.export(world.sleeping_at(50_000), **WAYS[way])
+    world.assert_nothing_left()
+
+
+@every_way
+def test_a_part_that_fails_while_the_query_computes(world: World, way: str) -> None:
+    """The export does not wait for the next row to learn that the store has refused a part."""
+
+    def refuse_later(params: dict[str, Any]) -> Any:
+        assert eventually(world.sleeps)
+        return refusal("QuotaFull")
+
+    hook(world.client, "UploadPart", refuse_later)
+    exporting, cancellation = world.start(world.sleeping_at(12_000), **WAYS[way])
+    ended = exporting.ends(within=10)
+    cancellation.cancel()
+    assert exporting.ends()
+    assert ended
+    assert isinstance(exporting.error, UploadError)
+    world.assert_nothing_left()
+
+
+def test_a_completion_that_fails(world: World) -> None:
+    """If the store refuses to complete the upload, nothing is left."""
+    hook(world.client, "CompleteMultipartUpload", lambda params: refusal("QuotaFull"))
+    with pytest.raises(UploadError, match=r"completing s3://.*QuotaFull.*Nothing was published"):
+        world.export(world.wide())
+    world.assert_nothing_left()
+
+
+# ---- Cancelling
+
+
+def assert_cancelled(world: World, exporting: Running, cancellation: Cancellation) -> None:
+    """`cancel` returns within its time, the export ends with ExportCancelled, and nothing is left."""
+    assert Running(cancellation.cancel).ends(within=8)  # 3 s, and a busy machine's
+    assert exporting.ends()
+    assert isinstance(exporting.error, ExportCancelled)
+    assert "Nothing was published" in str(exporting.error)
+    world.assert_nothing_left()
+
+
+@every_way
+def test_cancel_while_rows_are_read(world: World, way: str) -> None:
+    """Cancelled in the middle, an export leaves nothing."""
+    reading = threading.Event()
+    hook(world.client, "UploadPart", lambda params: reading.set() if part_number(params) == 2 else None)
+    exporting, cancellation = world.start(world.sleeping_at(59_999), **WAYS[way])
+    assert reading.wait(PATIENCE)
+    assert_cancelled(world, exporting, cancellation)
+
+
+@every_way
+def test_cancel_while_the_query_computes(world: World, way: str) -> None:
+    """A query that has not given its first row is cancelled on the server."""
+    exporting, cancellation = world.start(world.sleeping_at(1), **WAYS[way])
+    assert eventually(world.sleeps)
+    assert_cancelled(world, exporting, cancellation)
+
+
+def test_cancel_while_the_query_waits_for_a_lock(world: World) -> None:
+    """An export that waits for a lock before it knows its columns is cancelled."""
+    with world.engine.begin() as other:
+        other.exec_driver_sql(f"LOCK TABLE {world.table} IN ACCESS EXCLUSIVE MODE")
+        exporting, cancellation = world.start(world.wide())
+        assert eventually(world.waits_for_lock)
+        assert_cancelled(world, exporting, cancellation)
+
+
+def test_cancel_while_the_store_takes_no_part(world: World) -> None:
+    """A store that does not answer holds up neither `cancel` nor the export's end."""
+    release = threading.Event()
+    hook(world.client, "UploadPart", lambda params: release.wait(2 * PATIENCE) and None)
+    exporting, cancellation = world.start(world.wide())
+    assert eventually(world.stalls)
+    cancelled = Running(cancellation.cancel).ends(within=8)
+    ended = exporting.ends(within=15)
+    release.set()
+    assert (cancelled, ended) == (True, True)
+    assert_cancelled(world, exporting, cancellation)
+
+
+@pytest.mark.parametrize("row", [1, 70_000], ids=["sleeping", "quick"])
+def test_cancel_before_the_start(world: World, row: int) -> None:
+    """An export that was cancelled before it began sends nothing, and does not wait for its query."""
+    cancellation = Cancellation()
+    cancellation.cancel()
+    exporting = Running(lambda: world.export(world.sleeping_at(row), cancellation=cancellation))
+    assert_cancelled(world, exporting, cancellation)
+    assert not {"PutObject", "CreateMultipartUpload"} & {name for name, _ in world.requests[1:]}
+
+
+def test_cancel_before_the_start_with_a_lock(world: World) -> None:
+    """A cancel that comes before the query's first statement is not lost."""
+    with world.engine.begin() as other:
+        other.exec_driver_sql(f"LOCK TABLE {world.table} IN ACCESS EXCLUSIVE MODE")
+        cancellation = Cancellation()
+        cancellation.cancel()
+        exporting = Running(lambda: world.export(world.wide(), cancellation=cancellation))
+        ended = exporting.ends(within=10)
+        assert_cancelled(world, exporting, cancellation)
+    assert ended
+
+
+def test_cancel_after_the_end(world: World) -> None:
+    """What is published stays, however often the export is cancelled afterwards."""
+    cancellation = Cancellation()
+    result = world.export("SELECT 1 AS id", cancellation=cancellation)
+    cancellation.cancel()
+    cancellation.cancel()
+    assert result.rows == 1
+    assert content(world.client, world.bucket, "a.csv") == b"id\n1\n"
+
+
+def test_cancel_after_publishing(world: World) -> None:
+    """If the export is cancelled when its object is visible already, no error says that nothing was published."""
+    cancellation = Cancellation()
+
+    def cancel(params: dict[str, Any]) -> Any:
+        if content(world.client, world.bucket, "a.csv") == world.before:
+            return None
+        cancellation.cancel()
+        return refusal("403")
+
+    hook(world.client, "HeadObject", cancel)
+    with pytest.raises(UploadError, match="visible but not verified"):
+        world.export("SELECT 1 AS id", cancellation=cancellation)
+    assert content(world.client, world.bucket, "a.csv") == b"id\n1\n"
+
+
+@every_way
+def test_cancel_at_any_moment(world: World, way: str) -> None:
+    """Whenever the cancel comes: either the export says what it has published, or what was there before stays."""
+    query = f"SELECT id, repeat('x', 200) AS filler FROM {world.table}"
+    whole = world.export(query, key="whole.csv", **WAYS[way])
+    for eighth in range(9):
+        exporting, cancellation = world.start(query, **WAYS[way])
+        timer = threading.Timer(whole.seconds * eighth / 8, cancellation.cancel)
+        timer.start()
+        assert exporting.ends()
+        timer.join()
+        head = world.client.head_object(Bucket=world.bucket, Key="a.csv")
+        if isinstance(exporting.error, ExportCancelled):
+            assert head["ContentLength"] == len(world.before)
+        else:
+            assert exporting.error is None
+            assert head["ContentLength"] == whole.bytes
+            world.client.put_object(Bucket=world.bucket, Key="a.csv", Body=world.before)
+        assert open_uploads(world.client, world.bucket) == []
+    assert eventually(lambda: not world.backends())
+    assert eventually(lambda: not world.threads())
+
+
+# ---- Signals
+
+
+@pytest.mark.parametrize(
+    ("number", "on_signal", "ended_by"),
+    [
+        (signal.SIGTERM, "cancel", "ExportCancelled"),
+        (signal.SIGTERM, "raise", "Interrupted"),
+        (signal.SIGINT, "raise", "Interrupted"),
+    ],
+)
+def test_a_signal_while_the_query_computes(world: World, number: signal.Signals, on_signal: str, ended_by: str) -> None:
+    """A signal's handler runs at once, though Postgres is silent, and ends the export, whether it cancels or raises."""
+    program = world.start_program(world.sleeping_at(20_000), on_signal)
+    assert eventually(lambda: world.sleeps() and open_uploads(world.client, world.bucket))
+    program.send_signal(number)
+    output, _ = program.communicate(timeout=PATIENCE)
+    assert (output.strip(), program.returncode) == (ended_by, 0)
+    world.assert_nothing_left()
+
+
+@pytest.mark.parametrize("on_signal", ["cancel", "raise"])
+def test_a_signal_while_the_query_waits_for_a_lock(world: World, on_signal: str) -> None:
+    """A signal's handler runs at once even while the export waits for Postgres to describe the query."""
+    with world.engine.begin() as other:
+        other.exec_driver_sql(f"LOCK TABLE {world.table} IN ACCESS EXCLUSIVE MODE")
+        program = world.start_program(world.wide(), on_signal)
+        assert eventually(world.waits_for_lock)
+        program.send_signal(signal.SIGTERM)
+        program.communicate(timeout=PATIENCE)
+        assert program.returncode == 0
+        world.assert_nothing_left()
+
+
+@pytest.mark.parametrize(("how", "on_signal"), [(Proxy.go_deaf, "cancel"), (Proxy.go_silent, "raise")])
+def test_a_signal_when_the_server_is_out_of_reach(world: World, how: Callable[[Proxy], None], on_signal: str) -> None:
+    """The program ends in order even if the cancel, or anything at all, does not get through to the server."""
+    with proxied(world.places["database"]) as (database, proxy):
+        program = world.start_program(world.sleeping_at(20_000), on_signal, database=database)
+        assert eventually(lambda: world.sleeps() and open_uploads(world.client, world.bucket))
+        how(proxy)
+        program.send_signal(signal.SIGTERM)
+        ended = eventually(lambda: program.poll() is not None)
+        program.kill()
+        program.communicate()
+    assert ended
+    assert open_uploads(world.client, world.bucket) == []
+    assert content(world.client, world.bucket, "a.csv") == world.before
+
+
+def test_what_a_kill_leaves_behind_is_removed_by_the_next_export(world: World) -> None:
+    """After SIGKILL the object is what it was; the next export of the key aborts the open upload, and succeeds."""
+    program = world.start_program(world.sleeping_at(20_000), "raise")
+    assert eventually(lambda: world.sleeps() and open_uploads(world.client, world.bucket))
+    program.kill()
+    program.communicate(timeout=PATIENCE)
+    assert open_uploads(world.client, world.bucket) == ["a.csv"]
+    assert content(world.client, world.bucket, "a.csv") == world.before
+    world.export("SELECT 1 AS id")
+    assert open_uploads(world.client, world.bucket) == []
+    assert content(world.client, world.bucket, "a.csv") == b"id\n1\n"
+
+
+# ---- What errors tell
+
+
+@pytest.mark.parametrize("method", ["copy", "rows"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT CAST(:canary AS int) AS value",
+        "SELECT CASE WHEN id = 5000 THEN CAST(:canary AS text) ELSE '1' END::int AS value FROM {table}",
+        "SELECT CAST(:canary AS timestamptz) AS value",
+        "SELECT :canary :canary",
+        "SELECT CAST(:canary AS regclass) AS value",
+        "SELECT current_setting(:canary) AS value",
+        "SELECT {raising}(:canary) AS value",
+    ],
+)
+def test_errors_hold_no_values(world: World, query: str, method: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither the error, nor the errors chained to it, nor the log quotes a value of a row or of a parameter."""
+    raising = f"{world.table}_raising"
+    with world.engine.begin() as connection:
+        body = "BEGIN RAISE EXCEPTION USING MESSAGE = value, DETAIL = value; END"
+        connection.exec_driver_sql(
+            f"CREATE OR REPLACE FUNCTION {raising}(value text) RETURNS int LANGUAGE plpgsql AS $$ {body} $$"
+        )
+    sql = query.format(table=world.table, raising=raising)
+    with caplog.at_level(logging.DEBUG, "streaming_export"), pytest.raises(ExportError) as caught:
+        world.export(sql, parameters={"canary": CANARY}, method=method)
+    assert isinstance(caught.value, QueryError)
+    assert caught.value.sqlstate
+    assert caught.value.sqlstate in str(caught.value)
+    assert CANARY not in "".join(traceback.format_exception(caught.value))
+    assert CANARY not in caplog.text
+    world.assert_nothing_left()
+
+
+def test_a_value_that_its_type_refuses_is_not_quoted(world: World) -> None:
+    """A parameter that SQLAlchemy refuses, as an unknown name of an enum, is an error of ours without the value."""
+    statement = sa.select(sa.bindparam("status", type_=sa.Enum("new", "paid", validate_strings=True)))
+    with pytest.raises(ExportError) as caught:
+        world.export(statement, parameters={"status": CANARY})  # type: ignore[arg-type]
+    assert CANARY not in "".join(traceback.format_exception(caught.value))
+    world.assert_nothing_left()
+
+
+# ---- Many exports
+
+
+def test_many_exports_leave_neither_threads_nor_files(world: World) -> None:
+    """A program that exports again and again, with and without success, keeps its threads and open files."""
+
+    def exports() -> None:
+        for way in WAYS:
+            world.export(f"SELECT id FROM {world.table}", **WAYS[way])
+            with pytest.raises(QueryError):
+                world.export(f"SELECT id, 1 / (id - 9000) AS value FROM {world.table}", **WAYS[way])
+
+    exports()
+    assert eventually(lambda: not world.threads())
+    files = psutil.Process().num_fds()
+    for _ in range(5):
+        exports()
+    assert eventually(lambda: not world.threads())
+    assert psutil.Process().num_fds() <= files
