@@ -7,6 +7,9 @@ Streams all orders from Postgres into one CSV file in object storage, every nigh
 |---|---|
 | reads | table `orders`, connection `orders_db` |
 | writes | `s3://{bucket}/{prefix}/orders-YYYYMMDD.csv`, connection `exports_s3` |
+| manifest | `….csv.manifest.json` beside the file: columns, rows, checksums; written last |
+| newest | `s3://{bucket}/{prefix}/latest.json` names the newest manifest; runs by hand leave it alone |
+| read by | `orders_ingest`, through the asset `orders_export` |
 | date in the name | the day (UTC) on which the run's data interval ends: today, for a nightly run |
 | bucket | Airflow Variable `orders_export_bucket`, default `exports` |
 | prefix | Airflow Variable `orders_export_prefix`, default `orders` |
@@ -30,6 +33,11 @@ from airflow.timetables.interval import CronDataIntervalTimetable
 from orders.assets import ORDERS_EXPORT
 from orders.models import select_orders
 from postgres_to_s3 import PostgresToS3Operator
+
+# Only runs of the schedule move the pointer: what somebody exports by hand is theirs.
+LATEST = """{%- if dag_run.run_type in ("scheduled", "backfill") -%}
+{{ var.value.get('orders_export_prefix', 'orders') }}/latest.json
+{%- endif -%}"""
 
 # A run triggered without a logical date has no data interval.
 DAY = "{{ (dag_run.data_interval_end or dag_run.run_after) | ds_nodash }}"
@@ -56,6 +64,7 @@ with DAG(
         unique_key="id",
         s3_bucket="{{ var.value.get('orders_export_bucket', 'exports') }}",
         s3_key="{{ var.value.get('orders_export_prefix', 'orders') }}/orders-" + DAY + ".csv",
+        latest_key=LATEST,
         postgres_conn_id="orders_db",
         aws_conn_id="exports_s3",
         outlets=[ORDERS_EXPORT],

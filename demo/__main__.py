@@ -1,8 +1,9 @@
-"""`make demo`: Airflow streams a table of orders out of PostgreSQL into an S3 server.
+"""`make demo`: Airflow streams a table of orders from PostgreSQL to an S3 server, and on into another database.
 
     python -m demo --orders 200000
 
-Ends with 0 only if the file in the store has as many rows as the table. Its files stay in .demo/.
+Ends with 0 only if the file in the store and the table in the analytics database have as many rows as the table of
+orders. Its files stay in .demo/.
 """
 
 import argparse
@@ -49,18 +50,21 @@ def demo(rows: int) -> int:
             services.create_bucket(endpoint)
             say(f"Filling the table orders: {rows:,} rows")
             services.load_orders(database, rows)
-            say(f"Running the DAG orders_export in Airflow (output: {relative(LOG)})")
+            analytics = services.analytics(database)
+            say(f"Running the DAGs orders_export and orders_ingest in Airflow (output: {relative(LOG)})")
             result = run_dag(database, endpoint)
             say("Downloading the file and counting its rows")
             export = result["export"]
             copy = FOLDER / Path(export["key"]).name
             download(endpoint, export["bucket"], export["key"], copy)
             in_table, in_file = services.count_orders(database), count_rows(copy)
+            in_analytics = services.count_orders(analytics, "analytics")
             say("Stopping the services")
-    print_summary(result, copy, in_table, in_file)
-    if not in_table == in_file == export["rows"]:
+    print_summary(result, copy, in_table, in_file, in_analytics)
+    if not in_table == in_file == export["rows"] == in_analytics:
         print(
-            f"WRONG: the table has {in_table:,} rows, the file {in_file:,}, and the task reported {export['rows']:,}.",
+            f"WRONG: the table has {in_table:,} rows, the file {in_file:,}, the task reported {export['rows']:,}, and"
+            f" the analytics database has {in_analytics:,}.",
             file=sys.stderr,
         )
         return 1
@@ -68,7 +72,7 @@ def demo(rows: int) -> int:
 
 
 def run_dag(database: str, endpoint: str) -> dict[str, Any]:
-    """Run orders_export in a process of its own and return its result, see run_dag.py.
+    """Run both DAGs in a process of its own and return its result, see run_dag.py.
 
     Raises RuntimeError with the end of Airflow's output if the run did not succeed.
     """
@@ -81,7 +85,8 @@ def run_dag(database: str, endpoint: str) -> dict[str, Any]:
         airflow.wait()
     result = json.loads(answer.read_text()) if answer.exists() else {"state": "failed"}
     if result["state"] != "success":
-        raise airflow_failed(f"The export failed: {result.get('error') or 'Airflow ended before the task did'}")
+        what = "The ingest" if result.get("export") else "The export"
+        raise airflow_failed(f"{what} failed: {result.get('error') or 'Airflow ended before the task did'}")
     return result
 
 
@@ -105,19 +110,22 @@ def count_rows(path: Path) -> int:
         return sum(1 for _ in csv.reader(file)) - 1
 
 
-def print_summary(result: dict[str, Any], copy: Path, in_table: int, in_file: int) -> None:
+def print_summary(result: dict[str, Any], copy: Path, in_table: int, in_file: int, in_analytics: int) -> None:
     """Tell a newcomer what has happened."""
     export, seconds = result["export"], max(result["export"]["seconds"], 0.001)
     growth = (result["memory_peak"] - result["memory_before"]) / 2**20
     with copy.open(encoding="utf-8", newline="\n") as file:
         lines = "".join(f"    {line}" for line in itertools.islice(file, 5))
     print(f"""
-Airflow's DAG orders_export streamed the table orders from PostgreSQL to S3.
+Airflow's DAG orders_export streamed the table orders from PostgreSQL to S3, and orders_ingest from there into the
+analytics database.
 
   object   s3://{export["bucket"]}/{export["key"]}
-  rows     {in_file:,} in the file, {in_table:,} in the table
+  manifest {export["manifest_url"]}
+  rows     {in_file:,} in the file, {in_table:,} in the table, {in_analytics:,} in the analytics database
   size     {copy.stat().st_size / 1e6:,.1f} MB
   time     {seconds:,.1f} s, {export["rows"] / seconds:,.0f} rows/s
+  loaded   in {result["ingest"][0]["seconds"]:,.1f} s ({result["ingest"][0]["outcome"]})
   memory   the process grew by {growth:,.0f} MB at most while it exported
   copy     {relative(copy)}, yours to open: the S3 server and its objects are gone now
 

@@ -18,12 +18,14 @@ from urllib.parse import parse_qs, urlsplit
 
 import boto3
 import psycopg
+from psycopg.sql import SQL, Identifier
 
 from demo.embedded_postgres import postgres
 from demo.guard import guarded, wait_until
 
 __all__ = [
     "airflow_environment",
+    "analytics",
     "count_orders",
     "create_bucket",
     "isolate_environment",
@@ -95,10 +97,20 @@ def load_orders(uri: str, rows: int) -> int:
     return count_orders(uri)
 
 
-def count_orders(uri: str) -> int:
-    """The number of rows in `orders`."""
+def analytics(uri: str) -> str:
+    """The URI of the database `analytics` on the same server, made if it is not there."""
+    with psycopg.connect(uri, autocommit=True) as connection:
+        if not connection.execute("select from pg_database where datname = 'analytics'").fetchall():
+            connection.execute("create database analytics")
+    return urlsplit(uri)._replace(path="/analytics").geturl()
+
+
+def count_orders(uri: str, schema: str | None = None) -> int:
+    """The number of rows in the table `orders`, of this schema or of the first on the search path."""
     with psycopg.connect(uri) as connection:
-        [(count,)] = connection.execute("select count(*) from orders").fetchall()
+        table = Identifier(schema, "orders") if schema else Identifier("orders")
+        query = SQL("select count(*) from {}").format(table)
+        [(count,)] = connection.execute(query).fetchall()
     return int(count)
 
 
@@ -142,6 +154,7 @@ def airflow_environment(home: Path, postgres_uri: str, endpoint_url: str, bucket
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{str(home).replace('%', '%25')}/airflow.db",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "AIRFLOW_CONN_ORDERS_DB": json.dumps(database),
+        "AIRFLOW_CONN_ANALYTICS_DB": json.dumps(database | {"schema": "analytics"}),
         "AIRFLOW_CONN_EXPORTS_S3": json.dumps(store),
         "AIRFLOW_VAR_ORDERS_EXPORT_BUCKET": bucket,
     }

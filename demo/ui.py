@@ -22,7 +22,7 @@ from demo.__main__ import FOLDER, LOG, airflow_failed, end_in_order, number, rel
 from demo.guard import ask_to_stop, guarded
 from demo.steps import alive, say
 
-HOME = FOLDER / "airflow"
+HOME = FOLDER / "airflow-ui"  # not that of `make demo`, whose events lead to objects that are gone
 PASSWORDS = HOME / "passwords.json"
 USER, PASSWORD = "admin", "admin"  # the interface listens on this machine only
 COMPONENTS = (["api-server"], ["scheduler", "--skip-serve-logs"], ["dag-processor"], ["triggerer", "--skip-serve-logs"])
@@ -55,6 +55,7 @@ def ui(rows: int) -> None:
             services.create_bucket(endpoint)
             say(f"Filling the table orders: {rows:,} rows")
             services.load_orders(database, rows)
+            services.analytics(database)
             say(f"Starting Airflow (output: {relative(LOG)})")
             port = free_port()
             log = stack.enter_context(LOG.open("wb"))
@@ -69,6 +70,7 @@ def ui(rows: int) -> None:
   the S3 server   {endpoint}/{services.BUCKET} lists the objects; add /KEY to see one
 
   The DAG orders_export is on: last night's run comes by itself within a minute, "Trigger" starts more.
+  Each is followed by a run of orders_ingest, which loads it into the database analytics.
   Ctrl-C ends everything.
 """)
         while all(part.poll() is None for part in airflow):
