@@ -17,6 +17,9 @@ ui: .venv/demo.stamp  ## the same services with Airflow's web interface, until C
 test: .venv/test.stamp  ## all tests; ARGS='-k multipart' for some
 	$(IN_VENV) -m pytest $(ARGS)
 
+bench: .venv/demo.stamp .bench/peers.stamp  ## measure the export against its peers, half an hour; ROWS=200000 for a minute
+	@PYTHONPATH=plugins $(IN_VENV) -m benchmarks $(if $(ROWS),--rows $(ROWS)) $(if $(ENDPOINT),--endpoint $(ENDPOINT)) $(ARGS)
+
 lint: .venv/test.stamp  ## style and types
 	$(IN_VENV) -m ruff check .
 	$(IN_VENV) -m ruff format --check .
@@ -35,8 +38,13 @@ clean:  ## remove all that was made here: the environment, the demo's data, cach
 	@$(PYTHON) demo/install.py requirements.txt demo/requirements.txt tests/requirements.txt
 	@touch $@
 
+.bench/peers.stamp: benchmarks/requirements.txt constraints.txt
+	@$(SUPPORTED_PYTHON)
+	@$(PYTHON) -m benchmarks.install
+	@touch $@
+
 # In words that any Python understands.
 SUPPORTED_PYTHON = $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	{ echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13. Choose one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 
-.PHONY: help demo ui test lint clean
+.PHONY: help demo ui test bench lint clean

@@ -1,0 +1,38 @@
+"""Runs shell-like pipelines; see the package.
+
+Job: `commands`, each a list of words; each reads what the one before it writes, and what the last one
+writes is thrown away. A process of its own with few imports: the kernel's figure for the memory of a
+child starts at that of the process which forked it, which is about 10 MB here.
+"""
+
+import os
+import subprocess
+import time
+from typing import Any
+
+from benchmarks.runners.usage import Usage, children_cpu_seconds, run
+
+
+def pipeline(job: dict[str, Any]) -> Usage:
+    """Measure the commands from the start of the first to the end of the last."""
+    started = time.monotonic()
+    processes: list[subprocess.Popen[bytes]] = []
+    for number, command in enumerate(job["commands"], 1):
+        source = processes[-1].stdout if processes else subprocess.DEVNULL
+        target = subprocess.PIPE if number < len(job["commands"]) else subprocess.DEVNULL
+        processes.append(subprocess.Popen(command, stdin=source, stdout=target))
+        if processes[:-1]:
+            source.close()  # type: ignore[union-attr]
+    peak = 0
+    for process in processes:
+        _, status, used = os.wait4(process.pid, 0)
+        peak += used.ru_maxrss * 1024
+        process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.monotonic() - started
+    if failed := [process.args for process in processes if process.returncode]:
+        raise RuntimeError(f"failed: {failed}")
+    return Usage(seconds, children_cpu_seconds(), 0, peak)
+
+
+if __name__ == "__main__":
+    run(pipeline)
