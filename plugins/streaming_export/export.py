@@ -218,7 +218,7 @@ class _Export:
             _, replaces = manifest.get(self.client, self.bucket, manifest_key)
             with self._read(snapshot, query) as reading, self._write(query, reading.stop) as files:
                 cancel.on_cancel(reading.stop)
-                cancel.on_cancel(files.abort)
+                cancel.on_cancel(files.cancel)
                 exported = self._transfer(reading, files)
             if exported:
                 published = manifest.Published(

@@ -105,6 +105,7 @@ class Files:
         self._files: list[_File] = []
         self._partial_row = b""
         self._aborted = False
+        self._completing = False
 
     @property
     def size(self) -> int:
@@ -132,16 +133,28 @@ class Files:
             file.upload.raise_error()
 
     def complete(self) -> list[ExportedFile]:
-        """Make all files visible, one after the other.
+        """Make all files visible, one after the other; from here on `cancel` does nothing.
 
         :raises UploadError: see `Upload.complete`.
         :raises VerificationError: see `Upload.complete`.
         """
         self._files[-1].end()
-        return [file.exported(file.upload.complete()) for file in self._files]
+        self._completing = True
+        exported: list[ExportedFile] = []
+        for file in self._files:
+            if exported:
+                file.upload.state = (
+                    f"{len(exported)} of the {len(self._files)} files are visible, their manifest is not: export again"
+                )
+            exported.append(file.exported(file.upload.complete()))
+        return exported
 
-    def abort(self) -> None:
-        """Give up all files that are not complete; safe from any thread."""
+    def cancel(self) -> None:
+        """Give up all files, unless they are being completed; safe from any thread."""
+        if not self._completing:
+            self._abort()
+
+    def _abort(self) -> None:
         self._aborted = True
         for file in list(self._files):
             file.upload.abort()
@@ -149,7 +162,7 @@ class Files:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.abort()
+        self._abort()
 
     def _begin(self) -> None:
         key = self._form.key(self._key, len(self._files) + 1)

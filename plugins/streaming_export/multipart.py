@@ -92,6 +92,8 @@ class Upload:
         self._extra_args = dict(extra_args or {})
         self._check_extra_args()
         self.url = f"s3://{bucket}/{key}"
+        #: What an error says of what is visible, until the object is.
+        self.state = "Nothing was published"
         self._upload_id: str | None = None
         self._number = 1
         self._part = bytearray(FIRST_PART_BYTES)
@@ -242,8 +244,10 @@ class Upload:
             self._start()
         if self._number > MAX_PARTS:
             raise UploadError(f"{self.url} needs more than {MAX_PARTS} parts. Nothing was published.")
-        self._wait_until(lambda: not self._in_flight or (self._in_flight + 1) * len(self._part) <= IN_FLIGHT_BYTES)
+        size = len(self._part)
         with self._changed:
+            # Counted under the same lock, so that an abort either prevents a part or waits for it.
+            self._wait_until(lambda: not self._in_flight or (self._in_flight + 1) * size <= IN_FLIGHT_BYTES)
             self._in_flight += 1
         # Bytes, since botocore copies a bytearray once more where it sends a checksum behind the body.
         arguments = (self._number, bytes(self._part))
@@ -308,7 +312,7 @@ class Upload:
                     f"{self.url} was replaced by another writer while this export ran, and stays as that left it."
                     " See whether two runs write to this key."
                 ) from exc
-            state = "Nothing was published" if published is False else "Whether it was published is not known"
+            state = None if published is False else "Whether it was published is not known"
             raise self._failed(doing, exc, state) from exc
 
     def _is_published(self) -> bool | None:
@@ -374,7 +378,7 @@ class Upload:
                     _code(exc),
                 )
 
-    def _call(self, doing: str, operation: str, state: str = "Nothing was published", **arguments: Any) -> Any:
+    def _call(self, doing: str, operation: str, state: str | None = None, **arguments: Any) -> Any:
         try:
             return self._request(operation, **arguments)
         except (ClientError, BotoCoreError) as exc:
@@ -388,8 +392,10 @@ class Upload:
         known = _members(self._client, operation)
         return {name: value for name, value in self._extra_args.items() if name in known}
 
-    def _failed(self, doing: str, exc: BaseException, state: str = "Nothing was published") -> UploadError:
-        return UploadError(f"The object store failed while {doing} {self.url}: {_reason(exc)}. {state}.", _code(exc))
+    def _failed(self, doing: str, exc: BaseException, state: str | None = None) -> UploadError:
+        return UploadError(
+            f"The object store failed while {doing} {self.url}: {_reason(exc)}. {state or self.state}.", _code(exc)
+        )
 
     def _check_extra_args(self) -> None:
         allowed = _members(self._client, "create_multipart_upload") & _members(self._client, "put_object")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from streaming_export.query import TEXT_SETTINGS, Query
 _IDLE_SETTINGS = {"idle_in_transaction_session_timeout": "0"}
 
 _CANCEL_SECONDS = 1.0
+_CANCEL_PATIENCE = 2.0
 _CLOSE_SECONDS = 3.0
 
 # A query whose text ends the transaction begins none that could modify.
@@ -58,6 +61,7 @@ class Snapshot:
         self._settings = {**TEXT_SETTINGS, **_IDLE_SETTINGS, **_SAFETY_SETTINGS, "application_name": application_name}
         self._connections: list[sa.Connection] = []
         self._pids: list[int] = []
+        self._cancelled_at: float | None = None
 
     def __enter__(self) -> Snapshot:
         try:
@@ -77,8 +81,12 @@ class Snapshot:
         """Have the server cancel whatever the connections are running; safe from any thread.
 
         A connection that runs nothing, or is closed already, is left as it is. Returns after a second at
-        most: a server out of reach does not answer.
+        most. If it is called again after two seconds, the server is out of reach: the connections are cut.
         """
+        self._cancelled_at = self._cancelled_at or time.monotonic()
+        if time.monotonic() - self._cancelled_at > _CANCEL_PATIENCE:
+            self._cut()
+            return
         # A connection of its own, since psycopg2's cancel() holds up all threads until the server answers.
         _within(_CANCEL_SECONDS, [self._cancel_backends])
 
@@ -87,12 +95,22 @@ class Snapshot:
     ) -> None:
         self._close()
 
+    def _cut(self) -> None:
+        # Not closed: libpq must not lose a connection that a thread is waiting in. Cut, it returns at once.
+        for connection in self._connections:
+            with (
+                contextlib.suppress(sa.exc.SQLAlchemyError, psycopg2.Error, OSError, AttributeError),
+                socket.socket(fileno=os.dup(driver_connection(connection).fileno())) as wire,
+            ):
+                wire.shutdown(socket.SHUT_RDWR)
+
     def _cancel_backends(self) -> None:
-        ours = sa.text(
-            "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = ANY(:pids) AND usename = current_user"
-        )
-        with contextlib.closing(self._engine.connect()) as connection:
-            connection.execute(ours, {"pids": self._pids})
+        ours = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = ANY(%s) AND usename = current_user"
+        # A pool of its own: the engine's may have no connection left.
+        pool = self._engine.pool.recreate()
+        with contextlib.closing(pool.connect()) as connection:
+            connection.cursor().execute(ours, (self._pids,))
+            connection.invalidate()
 
     def _open(self, first_statement: str | None = None) -> sa.Connection:
         connection = self._engine.connect()

@@ -1,7 +1,8 @@
 """A program that exports, for the tests that stop it from outside: python program.py ARGUMENTS-AS-JSON.
 
-`on_signal` is what its handler of SIGTERM and SIGINT does: "raise" an exception, or "cancel" the export.
-Prints the type of the exception that ended the export.
+`on_signal` is what its handler of SIGTERM and SIGINT does: "raise" an exception, or "cancel" the export;
+`pool` are arguments of its engine. Prints the type of the exception that ended the export, and stays until
+its standard input ends.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Interrupted(BaseException):
     """As Airflow's AirflowTaskTimeout: not an Exception."""
 
 
-def main(*, database: str, endpoint: str, on_signal: str, **arguments: str) -> None:
+def main(*, database: str, endpoint: str, on_signal: str, pool: dict[str, int], **arguments: str) -> None:
     services.isolate_environment()
     cancellation = Cancellation()
 
@@ -33,13 +34,14 @@ def main(*, database: str, endpoint: str, on_signal: str, **arguments: str) -> N
         signal.signal(number, stop)
     try:
         export(
-            engine=sa.create_engine(database),
+            engine=sa.create_engine(database, **pool),
             client=services.s3_client(endpoint),
             cancellation=cancellation,
             **arguments,  # type: ignore[arg-type]
         )
     except BaseException as exc:
-        sys.stdout.write(type(exc).__name__)
+        print(type(exc).__name__, flush=True)  # noqa: T201
+    sys.stdin.read()
 
 
 if __name__ == "__main__":

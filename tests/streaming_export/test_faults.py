@@ -31,6 +31,7 @@ from streaming_export import (
     UploadError,
     export,
 )
+from streaming_export.cancellation import run_cancellable
 from tests.conftest import content, keys, open_uploads
 from tests.streaming_export.proxy import Proxy, proxied
 from tests.streaming_export.store import hook, part_number, record, refusal
@@ -77,6 +78,7 @@ class World:
         self.client.put_object(Bucket=bucket, Key="a.csv", Body=self.before)
         self.places = {"database": database, "endpoint": endpoint}
         self._threads = set(threading.enumerate())
+        self._programs: list[subprocess.Popen[str]] = []
 
     def wide(self, column: str = "0") -> str:
         """A query of 60 MB, seven parts, with a column of the test's."""
@@ -96,23 +98,35 @@ class World:
         cancellation = Cancellation()
         return Running(lambda: self.export(query, cancellation=cancellation, **options)), cancellation
 
-    def start_program(self, query: str, on_signal: str, **places: str) -> subprocess.Popen[str]:
+    def start_program(self, query: str, on_signal: str, **arguments: Any) -> subprocess.Popen[str]:
         """Export in another process."""
         arguments = {
             **self.places,
             "on_signal": on_signal,
+            "pool": {},
             "query": query,
             "bucket": self.bucket,
             "key": "a.csv",
             "application_name": self.name,
-            **places,
+            **arguments,
         }
-        return subprocess.Popen(
+        program = subprocess.Popen(
             [sys.executable, Path(__file__).with_name("program.py"), json.dumps(arguments)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            # Freed memory is overwritten (mallopt(3)), so that its use is noticed.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MALLOC_PERTURB_": "165"},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
+        self._programs.append(program)
+        return program
+
+    def close(self) -> None:
+        """End what still runs."""
+        for program in self._programs:
+            program.kill()
+            program.communicate()
+        self.end_backends()
 
     def backends(self, where: str = "true") -> list[int]:
         """The server's processes that work for our exports."""
@@ -161,7 +175,7 @@ def world(database: str, endpoint: str, bucket: str, numbers: str) -> Iterator[W
     uri = database.replace("postgresql://", "postgresql+psycopg2://")
     world = World(uri, endpoint, bucket, numbers)
     yield world
-    world.end_backends()
+    world.close()
 
 
 # ---- Failing while rows are read
@@ -276,6 +290,15 @@ def test_a_completion_that_fails(world: World) -> None:
     world.assert_nothing_left()
 
 
+def test_a_file_that_fails_when_others_are_visible(world: World) -> None:
+    """When some files are visible already, the error does not say that nothing was published."""
+    hook(world.client, "CompleteMultipartUpload", lambda p: refusal("QuotaFull") if "00002" in p["url"] else None)
+    with pytest.raises(UploadError, match=r"completing s3://.*a-00002.csv: QuotaFull") as caught:
+        world.export("SELECT id FROM generate_series(1, 3) AS id", max_file_rows=1)
+    assert keys(world.client, world.bucket) == ["a-00001.csv", "a.csv"]
+    assert "othing was published" not in str(caught.value)
+
+
 # ---- Cancelling
 
 
@@ -350,6 +373,28 @@ def test_cancel_before_the_start_with_a_lock(world: World) -> None:
     assert ended
 
 
+def test_cancel_may_interrupt_itself() -> None:
+    """A signal that comes while the handler of an earlier one cancels may cancel as well, wherever it comes."""
+    cancellation, begun, end = Cancellation(), threading.Event(), threading.Event()
+    cancellation.on_cancel(begun.set)
+    exporting = Running(lambda: run_cancellable(end.wait, cancellation))
+
+    def trace(_: object, event: str, __: object) -> Any:
+        if event == "line":
+            cancellation.cancel()  # as another handler would; Python does not trace inside of a trace
+        return trace
+
+    def cancel() -> None:
+        sys.settrace(trace)
+        cancellation.cancel()
+
+    ended = Running(cancel).ends(within=10)
+    end.set()
+    assert exporting.ends()
+    assert ended
+    assert begun.is_set()
+
+
 def test_cancel_after_the_end(world: World) -> None:
     """What is published stays, however often the export is cancelled afterwards."""
     cancellation = Cancellation()
@@ -374,6 +419,21 @@ def test_cancel_after_publishing(world: World) -> None:
     with pytest.raises(UploadError, match="visible but not verified"):
         world.export("SELECT 1 AS id", cancellation=cancellation)
     assert content(world.client, world.bucket, "a.csv") == b"id\n1\n"
+
+
+def test_cancel_between_two_files(world: World) -> None:
+    """A cancel that comes when some files are visible already does not keep the others, and the manifest, back."""
+    cancellation = Cancellation()
+
+    def cancel_after_first(params: dict[str, Any]) -> None:
+        if len(keys(world.client, world.bucket)) == 2:
+            cancellation.cancel()
+
+    hook(world.client, "HeadObject", cancel_after_first)
+    query = "SELECT id FROM generate_series(1, 2) AS id"
+    assert world.export(query, max_file_rows=1, cancellation=cancellation).rows == 2
+    assert keys(world.client, world.bucket) == ["a-00001.csv", "a-00002.csv", "a.csv"]
+    assert json.loads(content(world.client, world.bucket, "a.csv.manifest.json"))["rows"] == 2
 
 
 @every_way
@@ -435,18 +495,30 @@ def test_a_signal_while_the_query_waits_for_a_lock(world: World, on_signal: str)
 
 @pytest.mark.parametrize(("how", "on_signal"), [(Proxy.go_deaf, "cancel"), (Proxy.go_silent, "raise")])
 def test_a_signal_when_the_server_is_out_of_reach(world: World, how: Callable[[Proxy], None], on_signal: str) -> None:
-    """The program ends in order even if the cancel, or anything at all, does not get through to the server."""
+    """The export ends even if the cancel, or anything at all, does not get through; the program may go on after."""
     with proxied(world.places["database"]) as (database, proxy):
         program = world.start_program(world.sleeping_at(20_000), on_signal, database=database)
+        assert program.stdout
         assert eventually(lambda: world.sleeps() and open_uploads(world.client, world.bucket))
         how(proxy)
         program.send_signal(signal.SIGTERM)
-        ended = eventually(lambda: program.poll() is not None)
-        program.kill()
-        program.communicate()
-    assert ended
-    assert open_uploads(world.client, world.bucket) == []
-    assert content(world.client, world.bucket, "a.csv") == world.before
+        assert Running(program.stdout.readline).ends()
+        assert open_uploads(world.client, world.bucket) == []
+        assert content(world.client, world.bucket, "a.csv") == world.before
+    # The network tells the connections that they are over.
+    program.communicate(timeout=PATIENCE)
+    assert program.returncode == 0
+
+
+def test_a_signal_when_the_pool_has_no_further_connection(world: World) -> None:
+    """The query is cancelled on the server even if the export has taken all connections of the engine's pool."""
+    pool = {"pool_size": 2, "max_overflow": 0}
+    program = world.start_program(world.sleeping_at(20_000), "cancel", pool=pool)
+    assert eventually(world.sleeps)
+    program.send_signal(signal.SIGTERM)
+    output, _ = program.communicate(timeout=PATIENCE)
+    assert (output.strip(), program.returncode) == ("ExportCancelled", 0)
+    world.assert_nothing_left()
 
 
 def test_what_a_kill_leaves_behind_is_removed_by_the_next_export(world: World) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import random
+import sys
 import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -478,6 +480,7 @@ def test_abort_wakes_a_waiting_write(client: Any, bucket: str, before: bytes, he
     upload = Upload(client, bucket, "a.csv").__enter__()
     writing = Running(lambda: [upload.write(PART) for _ in range(10)])
     held.wait_for(PARTS_IN_FLIGHT)
+    assert not writing.ends(within=0.3)
     aborting = Running(upload.abort)
     assert writing.ends()
     assert isinstance(writing.error, UploadError)
@@ -495,6 +498,7 @@ def test_abort_wakes_a_waiting_complete(client: Any, bucket: str, before: bytes,
     held.wait_for(2)
     completing = Running(upload.complete)
     held.wait_for(1)
+    assert not completing.ends(within=0.3)
     aborting = Running(upload.abort)
     assert completing.ends()
     assert isinstance(completing.error, UploadError)
@@ -535,6 +539,42 @@ def test_a_part_that_arrives_after_the_abort_does_not_stay(client: Any, bucket: 
     held.release.set()
     assert aborting.ends()
     assert open_uploads(client, bucket) == []
+
+
+def test_abort_at_any_moment_of_a_write(client: Any, bucket: str) -> None:
+    """Wherever in a `write` the abort of another thread comes: it follows every part, so that none can stay."""
+    requests = record(client)
+    sending_part = []
+    for moment in range(60):
+        upload = Upload(client, bucket, "a.csv").open()
+        del requests[:]
+        aborting = interrupted_at(moment, lambda: upload.write(PART), upload.abort)  # noqa: B023
+        assert aborting.ends()
+        upload.abort()
+        sent = operations(requests)
+        sending_part.append("UploadPart" in sent)
+        assert sent[-1:] in ([], ["AbortMultipartUpload"]), (moment, sent)
+        assert open_uploads(client, bucket) == []
+    assert {*sending_part} == {True, False}
+
+
+def interrupted_at(moment: int, write: Callable[[], None], abort: Callable[[], None]) -> Running:
+    """Run `abort` in another thread when `write` has run so many lines of multipart.py; it may have to wait there."""
+    lines = itertools.count()
+    aborting: list[Running] = []
+
+    def trace(frame: Any, event: str, _: object) -> Any:
+        if event == "line" and frame.f_code.co_filename == multipart.__file__ and next(lines) == moment:
+            aborting.append(Running(abort))
+            aborting[0].ends(within=0.1)
+        return trace
+
+    def traced() -> None:
+        sys.settrace(trace)
+        write()
+
+    assert Running(traced).ends()
+    return aborting[0] if aborting else Running(abort)
 
 
 def test_no_part_is_sent_after_an_abort(client: Any, bucket: str) -> None:

@@ -241,21 +241,29 @@ def test_a_readers_error_reaches_the_consumer(failing: int, kind: type[BaseExcep
 
 
 def test_the_rest_of_a_failed_batch_is_not_handed_on() -> None:
-    """What a failed reader had buffered is dropped: it does not wait for room in the pipe, and nobody gets it."""
+    """What a failed reader had buffered is dropped: nobody gets it, and no thread waits for room for it."""
 
     def failing(number: int, writer: BinaryIO) -> int | None:
         writer.write(bytes(PIPE_BYTES))
         writer.write(b"half a row")
         raise ZeroDivisionError
 
-    read_ahead = ReadAhead([reader([b"a"]), failing])
-    chunks = iter(read_ahead)
-    assert next(chunks) == (b"a", 0)
-    join(read_ahead)
-    gc.collect()
-    assert next(chunks) == (b"", 1)
-    with pytest.raises(ZeroDivisionError):
-        next(chunks)
+    def consume() -> None:
+        read_ahead = ReadAhead([reader([b"a"]), failing])
+        chunks = iter(read_ahead)
+        assert next(chunks) == (b"a", 0)
+        join(read_ahead)
+        assert next(chunks) == (b"", 1)
+        with pytest.raises(ZeroDivisionError):
+            next(chunks)
+
+    def consume_and_collect() -> None:
+        consume()
+        gc.collect()
+
+    consuming = Running(consume_and_collect)
+    assert consuming.ends()
+    assert consuming.error is None
 
 
 def test_stop_ends_readers_and_consumer() -> None:
