@@ -12,7 +12,6 @@ import argparse
 import io
 import itertools
 import os
-import socket
 import threading
 import urllib.parse
 from collections.abc import Iterator
@@ -25,9 +24,6 @@ from xml.sax.saxutils import escape
 
 # Fits the second-level cache of a core, so that a copied byte is still there when it is written.
 BUFFER_BYTES = 256 * 1024
-
-# Of a request's head, and of a body's beginning.
-HEAD_BYTES = 16 * 1024
 NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 
 
@@ -37,19 +33,6 @@ class Part:
 
     size: int
     path: Path | None
-
-
-@dataclass(frozen=True)
-class Object:
-    """A visible object: its parts in order."""
-
-    parts: list[Part]
-    etag: str
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return sum(part.size for part in self.parts)
 
 
 @dataclass
@@ -62,11 +45,11 @@ class Upload:
 
 
 class Store:
-    """Objects and unfinished uploads. Completing an upload copies nothing."""
+    """Objects and unfinished uploads. An object is its parts in order: completing copies nothing."""
 
     def __init__(self, folder: Path, discard: bool) -> None:
         self.folder = None if discard else folder
-        self.objects: dict[tuple[str, str], Object] = {}
+        self.objects: dict[tuple[str, str], list[Part]] = {}
         self.uploads: dict[str, Upload] = {}
         self.lock = threading.Lock()
         self._numbers = itertools.count(1)
@@ -75,24 +58,18 @@ class Store:
         """A number that was not used before, for a file, an upload or an ETag."""
         return next(self._numbers)
 
-    def etag(self) -> str:
-        """A new ETag. It is not made of the content, as that of an encrypted object in S3 is not."""
-        return f'"{self.number():032x}"'
-
-    def put(self, bucket: str, key: str, parts: list[Part]) -> Object:
+    def put(self, bucket: str, key: str, parts: list[Part]) -> None:
         """Make an object visible, in place of an earlier one."""
-        new = Object(parts, self.etag())
         with self.lock:
-            old = self.objects.get((bucket, key))
-            self.objects[bucket, key] = new
-        remove(old.parts if old else [])
-        return new
+            old = self.objects.pop((bucket, key), [])
+            self.objects[bucket, key] = parts
+        remove(old)
 
     def delete(self, bucket: str, key: str) -> None:
         """Forget an object, if there is one."""
         with self.lock:
-            old = self.objects.pop((bucket, key), None)
-        remove(old.parts if old else [])
+            old = self.objects.pop((bucket, key), [])
+        remove(old)
 
 
 def remove(parts: list[Part]) -> None:
@@ -100,25 +77,6 @@ def remove(parts: list[Part]) -> None:
     for part in parts:
         if part.path:
             part.path.unlink()
-
-
-class Connection(io.RawIOBase):
-    """Reads from a socket; for much of a body it wakes up only when there is much, however small the sender's bits."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        # More is asked for only where a body is known to be longer.
-        if len(buffer) <= HEAD_BYTES:
-            return self._socket.recv_into(buffer)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(buffer))
-        count = self._socket.recv_into(buffer, 0, socket.MSG_WAITALL)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-        return count
 
 
 class Dechunked(io.RawIOBase):
@@ -155,11 +113,11 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
+    rbufsize = 64 * 1024
     store: Store
 
     def setup(self) -> None:
         super().setup()
-        self.rfile = io.BufferedReader(Connection(self.connection), HEAD_BYTES)
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -170,16 +128,16 @@ class Handler(BaseHTTPRequestHandler):
         if not key:
             self._answer(200)
             return
-        part, etag = self._receive(), self.store.etag()
+        part = self._receive()
         if "uploadId" not in query:
-            etag = self.store.put(bucket, key, [part]).etag
+            self.store.put(bucket, key, [part])
         elif upload := self.store.uploads.get(query["uploadId"]):
             upload.parts[int(query["partNumber"])] = part
         else:
             remove([part])
             self._refuse(404, "NoSuchUpload")
             return
-        self._answer(200, ETag=etag)
+        self._answer(200, ETag=f'"{self.store.number():032x}"')
 
     def do_POST(self) -> None:
         bucket, key, query = self._target()
@@ -189,7 +147,8 @@ class Handler(BaseHTTPRequestHandler):
             self.store.uploads[upload_id] = Upload(bucket, key)
             self._answer(200, xml("InitiateMultipartUploadResult", Bucket=bucket, Key=key, UploadId=upload_id))
         elif upload := self.store.uploads.pop(query.get("uploadId", ""), None):
-            etag = self.store.put(bucket, key, [part for _, part in sorted(upload.parts.items())]).etag
+            self.store.put(bucket, key, [part for _, part in sorted(upload.parts.items())])
+            etag = f'"{self.store.number():032x}-{len(upload.parts)}"'
             self._answer(200, xml("CompleteMultipartUploadResult", Bucket=bucket, Key=key, ETag=etag))
         else:
             self._refuse(404, "NoSuchUpload")
@@ -205,22 +164,23 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         bucket, key, _ = self._target()
-        if found := self.store.objects.get((bucket, key)):
-            self._answer(200, length=found.size, ETag=found.etag)
+        parts = self.store.objects.get((bucket, key))
+        if parts is not None:
+            self._answer(200, length=sum(part.size for part in parts), ETag='"etag"')
         else:
             self._answer(404 if key else 200)
 
     def do_GET(self) -> None:
         bucket, key, query = self._target()
-        found = self.store.objects.get((bucket, key))
+        parts = self.store.objects.get((bucket, key))
         if not key:
             root = "ListMultipartUploadsResult" if "uploads" in query else "ListBucketResult"
             self._answer(200, xml(root, Bucket=bucket, IsTruncated="false"))
-        elif found is None or self.store.folder is None:
+        elif parts is None or self.store.folder is None:
             self._refuse(404, "NoSuchKey")
         else:
-            self._answer(200, length=found.size, ETag=found.etag)
-            self._send(found.parts)
+            self._answer(200, length=sum(part.size for part in parts), ETag='"etag"')
+            self._send(parts)
 
     def _target(self) -> tuple[str, str, dict[str, str]]:
         """Bucket, key and query of the request's URL, which names the bucket in its path."""
@@ -244,7 +204,7 @@ class Handler(BaseHTTPRequestHandler):
         source: Any = self.rfile
         left = int(self.headers.get("Content-Length") or 0)
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
-            source, left = io.BufferedReader(Dechunked(source), HEAD_BYTES), 1 << 62
+            source, left = io.BufferedReader(Dechunked(source), self.rbufsize), 1 << 62
         if self.headers.get("x-amz-content-sha256", "").startswith("STREAMING-"):
             source, left = Dechunked(source), 1 << 62
         while left and (count := source.readinto(self._buffer[: min(left, BUFFER_BYTES)])):
