@@ -57,7 +57,8 @@ def run(setting: Setting, contender: Contender, select: str, rows: "Rows | None"
         if rows and contender.same:
             body = client.get_object(Bucket=BUCKET, Key=contender.key)["Body"]
             right = rows.match(body.iter_chunks(1 << 20))
-        client.delete_object(Bucket=BUCKET, Key=contender.key)
+        for key in (contender.key, f"{contender.key}.manifest.json"):
+            client.delete_object(Bucket=BUCKET, Key=key)
     return Figures(postgres_cpu_seconds=postgres, store_cpu_seconds=stored, right=right, **usage)
 
 

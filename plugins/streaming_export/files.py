@@ -138,7 +138,10 @@ class Files:
         :raises UploadError: see `Upload.complete`.
         :raises VerificationError: see `Upload.complete`.
         """
-        self._files[-1].end()
+        last = self._files[-1]
+        last.end()
+        if last.upload.started:
+            last.upload.finish()
         self._completing = True
         exported: list[ExportedFile] = []
         for file in self._files:

@@ -114,6 +114,11 @@ class Upload:
         """Bytes written so far."""
         return self._size
 
+    @property
+    def started(self) -> bool:
+        """Whether parts were sent; what is smaller than one is put by `complete`."""
+        return self._upload_id is not None
+
     def open(self) -> Upload:
         """Look at what is there; the caller sees to it that `complete` or `abort` is called.
 

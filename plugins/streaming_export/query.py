@@ -113,9 +113,9 @@ class Query:
         """The statement that counts the query's rows."""
         return f"SELECT count(*) FROM {self._source}"
 
-    def cut(self, where: str, rows: int) -> str:
-        """The statement that finds the key of the last row of the batch of `rows` rows that starts at `where`."""
-        return f"SELECT {self._key} FROM {self._source}{where} ORDER BY {self._key} LIMIT 1 OFFSET {rows - 1}"
+    def keys(self) -> str:
+        """The statement that gives the key of every row, in order; NULL comes last."""
+        return f"SELECT {self._key} FROM {self._source} ORDER BY {self._key}"
 
     def key_bound(self, *, last: bool) -> str:
         """The statement that finds the first or the last value of the unique key."""

@@ -27,7 +27,8 @@ _STOP_SECONDS = 5.0  # how long a stopped reader may take to end before it is le
 class Reading:
     """An iterable of (bytes, rows that end in them), in the file's order; a context manager.
 
-    The snapshot's holder meanwhile finds the cuts and the key's bounds, and counts the rows.
+    The snapshot's holder meanwhile finds the cuts and the key's bounds, and counts the rows: along the key
+    where it cuts it, by count(*) otherwise.
 
     :param method: "copy" or "rows".
     :param yield_per: rows of a batch.
@@ -51,9 +52,8 @@ class Reading:
         plan = _plan(snapshot.holder, query.select())
         self.estimated_rows = int(plan["Plan Rows"])
         self._indexed = self._can_be_cut(plan["Total Cost"])
-        cut = method == "copy" and self._indexed
-        self._find_cuts = find_cuts(snapshot.holder, query, yield_per) if cut else iter(())
-        batches = [self._reader(method) for _ in range(readers if cut else 1)]
+        self._cut = method == "copy" and self._indexed
+        batches = [self._reader(method) for _ in range(readers if self._cut else 1)]
         self._read_ahead = ReadAhead(batches)
         self._holder = threading.Thread(target=self._use_holder, name="snapshot-holder", daemon=True)
 
@@ -106,21 +106,24 @@ class Reading:
 
     def _use_holder(self) -> None:
         try:
-            for cut in self._find_cuts:
-                if self._stopped:
-                    raise Stopped
-                self._cuts.add(cut)
+            if self._cut:
+                self._counted = find_cuts(self._snapshot.holder, self._query, self._yield_per, self._add_cut)
             self._cuts.finish()
             if self._indexed:
                 bounds = [self._ask(self._query.key_bound(last=last)) for last in (False, True)]
                 self.key_bounds = (bounds[0], bounds[1])
-            if self._count:
+            if self._count and not self._cut:
                 self._counted = int(self._ask(self._query.count()) or 0)
         except BaseException as exc:  # whatever it is, the readers or verify() raise it
             self._count_error = exc
             self._cuts.finish(exc)
         finally:
             self._holder_ended.set()
+
+    def _add_cut(self, key: str) -> None:
+        if self._stopped:
+            raise Stopped
+        self._cuts.add(key)
 
     def _ask(self, sql: str) -> str | None:
         if self._stopped:
@@ -137,7 +140,7 @@ class Reading:
         if self._query.unique_key is None:
             return False
         batches = self.estimated_rows / self._yield_per
-        cost_of_cut = _plan(self._snapshot.holder, self._query.cut("", self._yield_per))["Total Cost"]
+        cost_of_cut = _plan(self._snapshot.holder, f"{self._query.keys()} LIMIT {self._yield_per}")["Total Cost"]
         if batches * cost_of_cut <= 2 * cost_of_whole:
             return True
         log.warning(

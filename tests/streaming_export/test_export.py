@@ -245,10 +245,24 @@ def test_batches_hold_exactly_yield_per_rows(
 def test_cuts_are_the_last_keys_of_whole_batches(
     engine: sa.Engine, numbers: None, yield_per: int, cuts: list[str]
 ) -> None:
-    """A cut is the key of a batch's last row, as an SQL literal."""
+    """A cut is the key of a batch's last row, as an SQL literal; all rows are counted on the way."""
     with Snapshot(engine, "test_export") as snapshot:
         query = describe(snapshot.holder, "SELECT * FROM numbers", unique_key="id")
-        assert list(find_cuts(snapshot.holder, query, yield_per)) == [f"'{cut}'" for cut in cuts]
+        found: list[str] = []
+        assert find_cuts(snapshot.holder, query, yield_per, found.append) == LENGTH
+        assert found == [f"'{cut}'" for cut in cuts]
+
+
+@pytest.mark.parametrize(("yield_per", "cuts"), [(1, 5), (2, 2), (3, 1), (4, 1), (5, 1), (6, 0), (10, 0)])
+def test_rows_without_a_key_are_counted(engine: sa.Engine, execute: Execute, yield_per: int, cuts: int) -> None:
+    """Rows whose key is NULL come last and in no batch, but the count has them, wherever the cuts fall."""
+    nullable_keys(execute)
+    execute("INSERT INTO nullable VALUES (NULL, 'another')")
+    with Snapshot(engine, "test_export") as snapshot:
+        query = describe(snapshot.holder, "SELECT * FROM nullable", unique_key="id")
+        found: list[str] = []
+        assert find_cuts(snapshot.holder, query, yield_per, found.append) == 7
+        assert len(found) == cuts
 
 
 def test_a_primary_key_is_cut(engine: sa.Engine, orders: int) -> None:

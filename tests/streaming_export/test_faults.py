@@ -205,9 +205,10 @@ def test_a_connection_that_is_lost(world: World, way: str) -> None:
 @every_way
 def test_a_count_that_fails(world: World, way: str) -> None:
     """Rows that the database could not count are not published, though all were read."""
+    last = "SELECT (q." if way == "batches" else "SELECT count"  # what the snapshot's holder asks last
 
     def end_before_count(connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
-        if statement.startswith("SELECT count"):
+        if statement.startswith(last):
             world.end_backends(f"pid = {cursor.connection.info.backend_pid}")
 
     sa.event.listen(world.engine, "before_cursor_execute", end_before_count)
@@ -344,6 +345,30 @@ def test_cancel_while_the_store_takes_no_part(world: World) -> None:
     hook(world.client, "UploadPart", lambda params: release.wait(2 * PATIENCE) and None)
     exporting, cancellation = world.start(world.wide())
     assert eventually(world.stalls)
+    cancelled = Running(cancellation.cancel).ends(within=8)
+    ended = exporting.ends(within=15)
+    release.set()
+    assert (cancelled, ended) == (True, True)
+    assert_cancelled(world, exporting, cancellation)
+
+
+@pytest.mark.parametrize(
+    ("options", "last_part"), [({}, 3), ({"max_file_rows": 7_000}, 2)], ids=["one file", "two files"]
+)
+def test_cancel_while_the_store_does_not_take_the_last_part(
+    world: World, options: dict[str, Any], last_part: int
+) -> None:
+    """The same when all rows are read, and only the last part of the last file is still on its way."""
+    sending, release = threading.Event(), threading.Event()
+
+    def hold_last(params: dict[str, Any]) -> None:
+        if part_number(params) == last_part and "-00001" not in params["url"]:
+            sending.set()
+            release.wait(2 * PATIENCE)
+
+    hook(world.client, "UploadPart", hold_last)
+    exporting, cancellation = world.start(f"{world.wide()} LIMIT 14000", **options)
+    assert sending.wait(PATIENCE)
     cancelled = Running(cancellation.cancel).ends(within=8)
     ended = exporting.ends(within=15)
     release.set()
