@@ -7,13 +7,13 @@ import hashlib
 import logging
 import math
 import threading
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
+from isal import isal_zlib
 
 from streaming_export.errors import InvalidArgument, UploadAborted, UploadError, VerificationError
 
@@ -417,7 +417,7 @@ def _members(client: Any, operation: str) -> set[str]:
 
 def _check_checksum(answer: Mapping[str, Any], part: bytes) -> None:
     """Compare what the store has received with what was sent, where it says so."""
-    crc32 = base64.b64encode(zlib.crc32(part).to_bytes(4, "big")).decode()
+    crc32 = base64.b64encode(isal_zlib.crc32(part).to_bytes(4, "big")).decode()
     if answer.get("ChecksumCRC32", crc32) != crc32:
         raise VerificationError(f"the store received CRC32 {answer['ChecksumCRC32']} instead of {crc32}")
 

@@ -27,19 +27,20 @@ TEXT_SETTINGS = {
 }
 
 # datetime.isoformat() leaves out a fraction of zero and otherwise writes six digits. It knows neither
-# infinity nor years before 1: those stay as Postgres prints them.
+# infinity nor years before 1: those stay as Postgres prints them. to_char() takes twice as long as the
+# type's own text, which leaves out zeros at the end of a fraction: it is used only where there are some.
 _ISO_TIMESTAMP = (
-    "CASE WHEN {{c}} >= '0001-01-01' AND {{c}} < 'infinity'"
-    " THEN replace(to_char({{c}}, 'YYYY-MM-DD\"T\"HH24:MI:SS.US{offset}'), '.000000', '')"
-    " ELSE {{c}}::text END"
+    "CASE WHEN {{c}} < '0001-01-01' OR {{c}} = 'infinity' THEN {{c}}::text"
+    " WHEN {{c}} <> {{c}}::{type}(5) OR {{c}} = {{c}}::{type}(0) THEN replace({{c}}::text, ' ', 'T'){minutes}"
+    " ELSE to_char({{c}}, 'YYYY-MM-DD\"T\"HH24:MI:SS.US{offset}') END"
 )
 
 #: Expression that gives a column's text, by the type's name as ``format_type()`` writes it. What is not
 #: listed is written by the type's own output function, under ``TEXT_SETTINGS``.
 TEXT_RULES = {
     "boolean": "{c}::text",
-    "timestamp with time zone": _ISO_TIMESTAMP.format(offset='"+00:00"'),
-    "timestamp without time zone": _ISO_TIMESTAMP.format(offset=""),
+    "timestamp with time zone": _ISO_TIMESTAMP.format(type="timestamptz", minutes=" || ':00'", offset='"+00:00"'),
+    "timestamp without time zone": _ISO_TIMESTAMP.format(type="timestamp", minutes="", offset=""),
 }
 _ARRAY_RULE = "to_json({c})::text"
 
