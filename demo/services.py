@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import boto3
 import psycopg
+from botocore.config import Config
 from psycopg.sql import SQL, Identifier
 
 from demo.embedded_postgres import postgres
@@ -67,7 +68,7 @@ def create_bucket(endpoint_url: str, bucket: str = BUCKET) -> None:
     s3_client(endpoint_url).create_bucket(Bucket=bucket)
 
 
-def s3_client(endpoint_url: str) -> Any:
+def s3_client(endpoint_url: str, config: Config | None = None) -> Any:
     """A boto3 client for the server of `s3`, whatever AWS settings the user has."""
     return boto3.client(
         "s3",
@@ -75,6 +76,7 @@ def s3_client(endpoint_url: str) -> Any:
         region_name=REGION,
         aws_access_key_id=ACCESS_KEY,
         aws_secret_access_key=SECRET_KEY,
+        config=config,
     )
 
 

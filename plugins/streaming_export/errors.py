@@ -151,6 +151,21 @@ class LoadError(IngestError):
 # integer: "jane@example.com" (PostgreSQL manual, appendix A: data exception, integrity violation, PL/pgSQL).
 _TELLING_CLASSES = ("22", "23", "P0")
 
+# What to do about an error that the server's own message does not explain, by SQLSTATE. A standby cancels a query
+# with 40001, and ends a session with 57P01, when it has to remove what is read (PostgreSQL manual, 26.4.2
+# "Handling Query Conflicts"); a transaction that only reads meets 40001 nowhere else.
+_CONFLICT = (
+    "a standby that must remove what is being read: retry, and if it comes again, set max_standby_streaming_delay to"
+    " more than an export takes or hot_standby_feedback to on, or read from the primary"
+)
+_REMEDIES = {
+    "40001": f"This is {_CONFLICT}",
+    "57P01": f"The server is stopping, an administrator ended the session, or it is {_CONFLICT}",
+    "57014": "statement_timeout of the server or the role, or an administrator, ended it: raise the time-out",
+    "53100": "The server's disk is full, of a sort perhaps: an index on unique_key spares it",
+    "42501": "Grant the role of the connection what it lacks",
+}
+
 
 def query_error(doing: str, exc: BaseException) -> QueryError:
     """Translate a driver's error into one that may be logged.
@@ -158,7 +173,8 @@ def query_error(doing: str, exc: BaseException) -> QueryError:
     :param doing: what was being done, as in "running the query".
     """
     message, sqlstate = _server_message(exc)
-    return QueryError(f"Postgres failed while {doing}: {message}. Nothing was published.", sqlstate)
+    remedy = f" {_REMEDIES[sqlstate]}." if sqlstate in _REMEDIES else ""
+    return QueryError(f"Postgres failed while {doing}: {message}. Nothing was published.{remedy}", sqlstate)
 
 
 def load_error(doing: str, exc: BaseException) -> LoadError:

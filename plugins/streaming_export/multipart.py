@@ -68,7 +68,8 @@ class Upload:
     smaller than a part is one put. On entry, unfinished uploads of the same key are aborted: they are what
     a killed attempt left behind, or an attempt that this one supersedes. Where the store knows conditional
     writes (Amazon S3 User Guide, "Conditional requests"), the object is replaced only if it is still the
-    one that was there on entry; elsewhere the last writer wins.
+    one that was there on entry; elsewhere the last writer wins. The store gets a CRC32 of each part and of the
+    whole object, and refuses what differs (Amazon S3 User Guide, "Checking object integrity").
 
     :param client: a boto3 S3 client; retries are its own (``Config(retries={"mode": "standard"})``).
     :param extra_args: further arguments of the requests by their boto3 names, as ``ContentType``,
@@ -103,6 +104,7 @@ class Upload:
         self._parts: dict[int, dict[str, Any]] = {}
         self._size = 0
         self._sha256 = hashlib.sha256()
+        self._crc32 = 0
         self._in_flight = 0
         self._error: BaseException | None = None
         self._done = False
@@ -151,6 +153,7 @@ class Upload:
                 " Export fewer rows or columns."
             )
         self._sha256.update(data)
+        self._crc32 = isal_zlib.crc32(data, self._crc32)
         self._size += len(data)
         rest = memoryview(data)
         while rest:
@@ -188,12 +191,14 @@ class Upload:
         else:
             self.finish()
             parts = [part for _, part in sorted(self._parts.items())]
+            checksum = {"ChecksumType": "FULL_OBJECT", "ChecksumCRC32": _base64(self._crc32)}
             self._publish(
                 "completing",
                 "complete_multipart_upload",
                 UploadId=self._upload_id,
                 MultipartUpload={"Parts": parts},
                 MpuObjectSize=self._size,
+                **(checksum if self._checksummed else {}),
             )
         self._done = True
         self._ended.set()
@@ -264,7 +269,8 @@ class Upload:
 
     def _start(self) -> None:
         self.raise_error()
-        upload_id = self._call("starting", "create_multipart_upload")["UploadId"]
+        checksum = {"ChecksumType": "FULL_OBJECT", "ChecksumAlgorithm": "CRC32"} if self._checksummed else {}
+        upload_id = self._call("starting", "create_multipart_upload", **checksum)["UploadId"]
         with self._changed:
             self._upload_id = upload_id
             aborted = self._done
@@ -295,6 +301,16 @@ class Upload:
         with self._changed:
             self._changed.wait_for(lambda: self._error is not None or condition())
         self.raise_error()
+
+    @property
+    def _checksummed(self) -> bool:
+        """Whether the store is given, and asked for, a checksum of the whole object.
+
+        Not if the user chose another checksum, or none for a store that knows none (botocore's
+        ``request_checksum_calculation``).
+        """
+        wanted = self._client.meta.config.request_checksum_calculation in (None, "when_supported")
+        return wanted and "ChecksumAlgorithm" not in self._extra_args
 
     def _publish(self, doing: str, operation: str, **arguments: Any) -> None:
         """Put or complete, if the object is still the one that was there on entry."""
@@ -340,11 +356,16 @@ class Upload:
         return f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(self._parts)}"
 
     def _verify(self) -> StoredObject:
-        head = self._call("checking", "head_object", "The object is visible but not verified")
-        if head["ContentLength"] != self._size:
+        asked = {"ChecksumMode": "ENABLED"} if self._checksummed else {}
+        head = self._call("checking", "head_object", "The object is visible but not verified", **asked)
+        crc32 = _base64(self._crc32)
+        whole = head.get("ChecksumType") == "FULL_OBJECT"
+        stored = (head["ContentLength"], head.get("ChecksumCRC32", crc32) if whole else crc32)
+        if stored != (self._size, crc32):
             raise VerificationError(
-                f"{self.url} is visible with {head['ContentLength']} bytes, but {self._size} were sent. It is"
-                " not whole: another writer has replaced it, or the store is at fault. Do not use it; export again."
+                f"{self.url} is visible with {stored[0]} bytes and CRC32 {stored[1]}, but {self._size} bytes with"
+                f" {crc32} were sent. It is not what was exported: another writer has replaced it, or the store is"
+                " at fault. Do not use it; export again."
             )
         return StoredObject(self._size, self._sha256.hexdigest(), head["ETag"].strip('"'), max(1, len(self._parts)))
 
@@ -417,9 +438,14 @@ def _members(client: Any, operation: str) -> set[str]:
 
 def _check_checksum(answer: Mapping[str, Any], part: bytes) -> None:
     """Compare what the store has received with what was sent, where it says so."""
-    crc32 = base64.b64encode(isal_zlib.crc32(part).to_bytes(4, "big")).decode()
+    crc32 = _base64(isal_zlib.crc32(part))
     if answer.get("ChecksumCRC32", crc32) != crc32:
         raise VerificationError(f"the store received CRC32 {answer['ChecksumCRC32']} instead of {crc32}")
+
+
+def _base64(crc32: int) -> str:
+    """A CRC32 as S3 writes it."""
+    return base64.b64encode(crc32.to_bytes(4, "big")).decode()
 
 
 def _code(exc: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import itertools
 import logging
@@ -9,10 +10,12 @@ import random
 import sys
 import threading
 import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from botocore.config import Config
 from botocore.exceptions import ConnectionClosedError, EndpointConnectionError, ReadTimeoutError
 
 from demo import services
@@ -208,7 +211,8 @@ def test_the_answer_of_complete_needs_no_etag(client: Any, bucket: str) -> None:
 def test_another_size_in_the_store_is_an_error(client: Any, bucket: str) -> None:
     """An object whose size in the store is not what was sent is reported, with both sizes, as visible."""
     hook(client, "HeadObject", lambda params: answer(ContentLength=5, ETag='"etag"'))
-    with pytest.raises(VerificationError, match=rf"visible with 5 bytes, but {len(DATA)} were sent"):
+    expected = rf"visible with 5 bytes and .*, but {len(DATA)} bytes with .* were sent"
+    with pytest.raises(VerificationError, match=expected):
         send(client, bucket, DATA)
 
 
@@ -711,6 +715,40 @@ def test_metadata_and_type_are_the_objects(client: Any, bucket: str) -> None:
         send(client, bucket, data, ContentType="text/csv", Metadata={"made-by": "us"})
         head = client.head_object(Bucket=bucket, Key="a.csv")
         assert (head["ContentType"], head["Metadata"]) == ("text/csv", {"made-by": "us"})
+
+
+def crc32(data: bytes) -> str:
+    """A CRC32 as S3 writes it."""
+    return base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
+
+
+@pytest.mark.parametrize("data", [b"small", DATA], ids=["one put", "parts"])
+def test_the_store_has_the_checksum_of_the_whole_object(client: Any, bucket: str, data: bytes) -> None:
+    """The checksum that the store gives of the object is that of the bytes, not one of the parts' checksums."""
+    requests = record(client)
+    send(client, bucket, data)
+    head = client.head_object(Bucket=bucket, Key="a.csv", ChecksumMode="ENABLED")
+    assert head["ChecksumCRC32"] == crc32(data)
+    completions = [arguments for name, arguments in requests if name == "CompleteMultipartUpload"]
+    assert [arguments["ChecksumCRC32"] for arguments in completions] == [crc32(data)] * (data == DATA)
+
+
+def test_another_checksum_in_the_store_is_an_error(client: Any, bucket: str) -> None:
+    """An object of the right size whose content is another is reported, as visible."""
+    other = {"ChecksumCRC32": crc32(b"other"), "ChecksumType": "FULL_OBJECT"}
+    hook(client, "HeadObject", lambda params: answer(ContentLength=len(DATA), ETag='"etag"', **other))
+    with pytest.raises(VerificationError, match=r"is visible .*CRC32 .* Do not use it"):
+        send(client, bucket, DATA)
+
+
+def test_a_store_that_knows_no_checksums_is_asked_for_none(endpoint: str, bucket: str) -> None:
+    """With request_checksum_calculation=when_required no request names a checksum."""
+    config = Config(request_checksum_calculation="when_required", response_checksum_validation="when_required")
+    client = services.s3_client(endpoint, config)
+    requests = record(client)
+    send(client, bucket, DATA)
+    assert not [name for _, arguments in requests for name in arguments if name.startswith("Checksum")]
+    assert content(client, bucket, "a.csv") == DATA
 
 
 def test_a_checksum_algorithm_names_the_checksum_of_each_part(client: Any, bucket: str) -> None:
