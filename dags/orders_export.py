@@ -13,11 +13,16 @@ Streams all orders from Postgres into one CSV file in object storage, every nigh
 | date in the name | the day (UTC) on which the run's data interval ends: today, for a nightly run |
 | bucket | Airflow Variable `orders_export_bucket`, default `exports` |
 | prefix | Airflow Variable `orders_export_prefix`, default `orders` |
-| trigger by hand | no parameters; replaces the file of that day in one step |
+| deadline | 04:00 UTC: `orders_deadline` tells somebody if the file is not published |
+
+**By hand.** With the form as it is, a run exports what the nightly run does, under the same name, unless another run
+has published that. Whatever is changed in the form, or if so: the file goes to
+`{prefix}/manual/{run id}/orders-YYYYMMDD.csv`, moves no pointer, and starts no ingest. *Dry run* writes nothing: the
+log shows the SQL, the planner's estimate, and what would be replaced.
 
 **When it fails.** The file of that day is either whole or still what it was before: nothing half-written is
 ever visible. The last line of the task's log says what happened and what to do. The task retries by itself
-three times; to run it again later, clear it. Running it twice is always safe.
+three times where that can help; to run it again later, clear it. Running it twice is always safe.
 
 **When it is slow.** The log shows rows, bytes and rows/s every 10 seconds. In Postgres, `pg_stat_activity` shows
 its connections with `application_name` beginning `airflow orders_export`.
@@ -26,25 +31,22 @@ its connections with `application_name` beginning `airflow orders_export`.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from airflow.sdk import DAG
+from airflow.sdk import DAG, task
 from airflow.timetables.interval import CronDataIntervalTimetable
 
 from orders.assets import ORDERS_EXPORT
-from orders.models import select_orders
-from postgres_to_s3 import PostgresToS3Operator
+from orders.models import select_orders, select_orders_by
+from orders.places import BUCKET, LATEST_KEY, NIGHTLY_KEY, SELECTION_KEY
+from orders.runs import FORM, choose_task
+from postgres_to_s3 import PostgresToS3Operator, s3_client
 
-# Only runs of the schedule move the pointer: what somebody exports by hand is theirs.
-LATEST = """{%- if dag_run.run_type in ("scheduled", "backfill") -%}
-{{ var.value.get('orders_export_prefix', 'orders') }}/latest.json
-{%- endif -%}"""
-
-# A run triggered without a logical date has no data interval.
-DAY = "{{ (dag_run.data_interval_end or dag_run.run_after) | ds_nodash }}"
+CONNECTIONS = {"postgres_conn_id": "orders_db", "aws_conn_id": "exports_s3"}
 
 with DAG(
     dag_id="orders_export",
-    description="All orders as one CSV file, every night",
+    description="All orders as one CSV file, every night; a selection of them by hand",
     schedule=CronDataIntervalTimetable("0 2 * * *", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
@@ -55,17 +57,37 @@ with DAG(
         "retry_exponential_backoff": 2.0,
         "max_retry_delay": timedelta(minutes=30),
     },
+    params=FORM,
+    render_template_as_native_obj=True,
     doc_md=__doc__,
     tags=["orders", "export"],
 ):
-    PostgresToS3Operator(
+
+    @task.branch(task_id="choose_export")
+    def choose_export(bucket: str, key: str, params: Any = None, dag_run: Any = None) -> str:
+        """Check the form, and choose the task that does what it asks for."""
+        return choose_task(params, dag_run, s3_client("exports_s3"), bucket, key)
+
+    export_orders = PostgresToS3Operator(
         task_id="export_orders",
         query=select_orders(),
         unique_key="id",
-        s3_bucket="{{ var.value.get('orders_export_bucket', 'exports') }}",
-        s3_key="{{ var.value.get('orders_export_prefix', 'orders') }}/orders-" + DAY + ".csv",
-        latest_key=LATEST,
-        postgres_conn_id="orders_db",
-        aws_conn_id="exports_s3",
+        s3_bucket=BUCKET,
+        s3_key=NIGHTLY_KEY,
+        latest_key=LATEST_KEY,
         outlets=[ORDERS_EXPORT],
+        **CONNECTIONS,
     )
+    export_selection = PostgresToS3Operator(
+        task_id="export_selection",
+        query=select_orders_by(),
+        parameters={name: "{{ params." + name + " }}" for name in ("created_from", "created_to", "statuses")},
+        unique_key="id",
+        s3_bucket=BUCKET,
+        s3_key=SELECTION_KEY,
+        compression="{{ params.compression }}",
+        yield_per="{{ params.yield_per }}",
+        preview="{{ params.dry_run }}",
+        **CONNECTIONS,
+    )
+    choose_export(BUCKET, NIGHTLY_KEY) >> [export_orders, export_selection]

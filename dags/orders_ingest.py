@@ -5,7 +5,7 @@ Loads each published export of the orders into the analytics database, exactly a
 
 | | |
 |---|---|
-| starts | by itself, when `orders_export` has published; one run can have several exports to load |
+| starts | by itself, when `orders_export` or `orders_export_daily` has published; a run can have several to load |
 | reads | the manifest and the files that it names, in the bucket of the exports, connection `exports_s3` |
 | writes | table `analytics.orders`, connection `analytics_db`; created by the first load |
 | bucket | Airflow Variable `orders_export_bucket`, default `exports`; no other bucket is read |
@@ -28,13 +28,14 @@ from typing import Any
 
 from airflow.sdk import DAG, Param, task
 
-from orders.assets import ORDERS_EXPORT
+from orders.assets import ORDERS_EXPORT, ORDERS_EXPORT_DAILY
+from orders.places import BUCKET
 from postgres_to_s3.loading import load_manifests, manifest_urls
 
 with DAG(
     dag_id="orders_ingest",
     description="Each export of the orders into the analytics database",
-    schedule=ORDERS_EXPORT,
+    schedule=ORDERS_EXPORT | ORDERS_EXPORT_DAILY,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
     max_active_runs=1,
@@ -62,7 +63,8 @@ with DAG(
     @task(task_id="load_orders")
     def load_orders(bucket: str, params: Any = None, triggering_asset_events: Any = None) -> list[dict[str, Any]]:
         """Load the manifests that started this run."""
-        events = triggering_asset_events.get(ORDERS_EXPORT, [])
+        assets = (ORDERS_EXPORT, ORDERS_EXPORT_DAILY)
+        events = [event for asset in assets for event in triggering_asset_events.get(asset, [])]
         return load_manifests(
             manifest_urls(events, params["manifest_url"]),
             bucket=bucket,
@@ -73,4 +75,4 @@ with DAG(
             add_columns=params["add_columns"],
         )
 
-    load_orders("{{ var.value.get('orders_export_bucket', 'exports') }}")
+    load_orders(BUCKET)

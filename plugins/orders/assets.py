@@ -1,6 +1,9 @@
-"""The asset that consumers of the orders schedule on."""
+"""The assets that consumers of the orders schedule on."""
 
 from airflow.sdk import Asset
 
 #: Updated when an export of all orders was published.
 ORDERS_EXPORT = Asset("orders_export")
+
+#: Updated when the orders of a day were published.
+ORDERS_EXPORT_DAILY = Asset("orders_export_daily")

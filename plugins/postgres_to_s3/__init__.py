@@ -1,6 +1,8 @@
-"""The Airflow side of the export: an operator, and the link that it shows."""
+"""The Airflow side of the export: an operator, the link that it shows, and when it is retried."""
 
+from postgres_to_s3.connections import s3_client
 from postgres_to_s3.links import S3ObjectLink
 from postgres_to_s3.operator import PostgresToS3Operator
+from postgres_to_s3.retries import RetryByCause
 
-__all__ = ["PostgresToS3Operator", "S3ObjectLink"]
+__all__ = ["PostgresToS3Operator", "RetryByCause", "S3ObjectLink", "s3_client"]

@@ -20,9 +20,14 @@ _LIBPQ_DEFAULTS = {"connect_timeout": 30, "keepalives_idle": 60, "keepalives_int
 _BOTO_DEFAULTS = Config(retries={"mode": "standard", "max_attempts": 5})
 
 
+def postgres_hook(conn_id: str) -> PostgresHook:
+    """The provider's hook for a Postgres connection."""
+    return PostgresHook(postgres_conn_id=conn_id, sqlalchemy_scheme="postgresql+psycopg2")
+
+
 def postgres_engine(conn_id: str) -> Engine:
     """An engine for a Postgres connection, with its libpq options and its IAM login."""
-    hook = PostgresHook(postgres_conn_id=conn_id, sqlalchemy_scheme="postgresql+psycopg2")
+    hook = postgres_hook(conn_id)
     # The hook's URL leaves these out.
     extras = hook.connection.extra_dejson
     options = {name: extras[name] for name in extras.keys() - hook.ignored_extra_options}

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import urllib.parse
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.sdk import Asset, BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.observability import stats
+from sqlalchemy.dialects import postgresql
 
-from postgres_to_s3.connections import postgres_engine, s3_client
+from postgres_to_s3.connections import postgres_engine, postgres_hook, s3_client
 from postgres_to_s3.links import S3ObjectLink
-from streaming_export import Cancellation, ExportResult, Options, export, move_pointer
+from postgres_to_s3.retries import RetryByCause
+from streaming_export import Cancellation, ExportError, ExportResult, Options, Preview, export, move_pointer, preview
 
 if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
     from sqlalchemy.sql.expression import SelectBase
 
@@ -37,17 +41,23 @@ class PostgresToS3Operator(BaseOperator):
         login are used. (templated)
     :param aws_conn_id: the AWS connection; its endpoint, role and ``config_kwargs`` are used. (templated)
     :param method: ``copy``, or ``rows`` where COPY is not to be had; the bytes are the same.
-    :param yield_per: rows of a batch; by default 50,000 for ``copy`` and 5,000 for ``rows``.
+    :param yield_per: rows of a batch; by default 50,000 for ``copy`` and 5,000 for ``rows``. (templated, in a DAG
+        with ``render_template_as_native_obj``)
     :param readers: Postgres connections that read batches at the same time.
     :param on_empty: for a query without rows: ``header`` writes just the header, ``skip`` writes nothing and
         marks the task skipped, ``fail`` fails it.
     :param verify_rows: have the database count the rows in the same snapshot, and compare; turn it off for
         queries that are too expensive to run twice.
-    :param compression: ``gzip`` or ``zstd``; adds ``.gz`` or ``.zst`` to the key.
+    :param compression: ``gzip`` or ``zstd``; adds ``.gz`` or ``.zst`` to the key. (templated)
     :param max_file_rows: data rows of a file; more go to further files: ``…-00001.csv``, ``…-00002.csv``, …
     :param max_file_bytes: bytes of CSV of a file, before compression; likewise.
     :param window: begin and end of the time whose rows the query gives, for whoever loads them; without it
         they are taken for all rows. (templated)
+    :param wait_for_transactions: seconds to wait at most, before the snapshot is taken, until no transaction is
+        running that began before the end of `window`; rows that it commits later would be missing. None does not
+        look. (templated, in a DAG with ``render_template_as_native_obj``)
+    :param preview: log what an export would do, write nothing, and mark the task skipped. (templated, in a DAG with
+        ``render_template_as_native_obj``)
     :param latest_key: key of a JSON document that names the newest export's manifest; moved only forward in
         the time of the snapshot. None or empty leaves it alone. (templated)
     :param extra_args: further arguments of the S3 requests by their boto3 names, as ``ServerSideEncryption``,
@@ -60,8 +70,12 @@ class PostgresToS3Operator(BaseOperator):
         "unique_key",
         "s3_bucket",
         "s3_key",
+        "compression",
+        "yield_per",
         "window",
         "latest_key",
+        "wait_for_transactions",
+        "preview",
         "postgres_conn_id",
         "aws_conn_id",
     )
@@ -88,10 +102,13 @@ class PostgresToS3Operator(BaseOperator):
         max_file_rows: int | None = None,
         max_file_bytes: int | None = None,
         window: Sequence[str] | None = None,
+        wait_for_transactions: int | None = None,
+        preview: bool = False,
         latest_key: str | None = None,
         extra_args: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        kwargs.setdefault("retry_policy", RetryByCause())
         super().__init__(**kwargs)
         self.query = query
         self.parameters = parameters
@@ -102,19 +119,23 @@ class PostgresToS3Operator(BaseOperator):
         self.aws_conn_id = aws_conn_id
         self.window = window
         self.latest_key = latest_key
+        self.compression = compression
+        self.yield_per = yield_per
+        self.wait_for_transactions = wait_for_transactions
+        self.preview = preview
         self.options = {
             "method": method,
-            "yield_per": yield_per,
             "readers": readers,
             "on_empty": on_empty,
             "verify_rows": verify_rows,
-            "compression": compression,
             "max_file_rows": max_file_rows,
             "max_file_bytes": max_file_bytes,
             "extra_args": extra_args or {},
         }
-        Options(**self.options)  # refuses what no run could use
+        known = {name: value for name, value in self._templated().items() if not _is_template(value)}
+        Options(**self.options, **known)  # refuses what no run could use
         self._cancellation: Cancellation | None = None
+        self._result: ExportResult | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the export.
@@ -122,23 +143,21 @@ class PostgresToS3Operator(BaseOperator):
         :returns: what `streaming_export.ExportResult` holds, but of the files their number, and a link to the object.
         :raises streaming_export.ExportError: see `streaming_export.export`.
         """
-        self._cancellation = Cancellation()
         ti = context["ti"]
+        tags = {"dag_id": ti.dag_id, "task_id": ti.task_id}
         client = s3_client(self.aws_conn_id)
-        result = export(
-            self.query,
-            engine=postgres_engine(self.postgres_conn_id),
-            client=client,
-            bucket=self.s3_bucket,
-            key=self.s3_key,
-            parameters=self.parameters,
-            unique_key=self.unique_key,
-            window=(self.window[0], self.window[1]) if self.window else None,
-            run={"dag": ti.dag_id, "task": ti.task_id, "run": ti.run_id, "try": ti.try_number},
-            application_name=f"airflow {ti.dag_id}.{ti.task_id} {ti.run_id}",
-            cancellation=self._cancellation,
-            **self.options,
-        )
+        try:
+            if self.preview:
+                self._show(self._call(preview, ti, client))
+                raise AirflowSkipException("This was a preview: nothing was written.")
+            result = self._export(ti, client)
+        except ExportError as exc:
+            stats.incr(f"postgres_to_s3.failures.{type(exc).__name__}", tags=tags)
+            raise
+        stats.incr("postgres_to_s3.rows", result.rows, tags=tags)
+        stats.incr("postgres_to_s3.bytes", result.bytes, tags=tags)
+        stats.timing("postgres_to_s3.duration", timedelta(seconds=result.seconds), tags=tags)
+        self._result = result
         if result.key is None:
             raise AirflowSkipException(
                 f"The query returned no rows: nothing was written to s3://{self.s3_bucket}/{self.s3_key}."
@@ -149,10 +168,71 @@ class PostgresToS3Operator(BaseOperator):
         summary = dataclasses.asdict(result) | {"files": len(result.files)}
         return {**summary, "link": _link(client.meta.endpoint_url, result)}
 
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage | None:
+        """What was read and written, for Airflow's OpenLineage provider, where that is installed."""
+        if self._result is None:
+            return None
+        from postgres_to_s3.lineage import lineage
+
+        return lineage(postgres_hook(self.postgres_conn_id), self._sql(), self._result)
+
     def on_kill(self) -> None:
         """Cancel the query on the server and abort the upload; returns within 3 seconds."""
         if self._cancellation:
             self._cancellation.cancel()
+
+    def _export(self, ti: Any, client: Any) -> ExportResult:
+        result: ExportResult = self._call(
+            export,
+            ti,
+            client,
+            window=(self.window[0], self.window[1]) if self.window else None,
+            run={"dag": ti.dag_id, "task": ti.task_id, "run": ti.run_id, "try": ti.try_number},
+        )
+        return result
+
+    def _call(self, function: Callable[..., Any], ti: Any, client: Any, **arguments: Any) -> Any:
+        """Call `export` or `preview` with what both take."""
+        self._cancellation = Cancellation()
+        return function(
+            self.query,
+            engine=postgres_engine(self.postgres_conn_id),
+            client=client,
+            bucket=self.s3_bucket,
+            key=self.s3_key,
+            parameters=self.parameters,
+            unique_key=self.unique_key,
+            application_name=f"airflow {ti.dag_id}.{ti.task_id} {ti.run_id}",
+            cancellation=self._cancellation,
+            **arguments,
+            **self.options,
+            **self._templated(),
+        )
+
+    def _templated(self) -> dict[str, Any]:
+        """Options that are known only when the task runs."""
+        return {
+            "compression": self.compression or None,
+            "yield_per": self.yield_per,
+            "wait_for_transactions": self.wait_for_transactions,
+        }
+
+    def _sql(self) -> str:
+        """The query without the values of its parameters."""
+        if isinstance(self.query, str):
+            return self.query
+        return str(self.query.compile(dialect=postgresql.dialect(paramstyle="named")))
+
+    def _show(self, found: Preview) -> None:
+        self.log.info("Preview: nothing is read or written.")
+        self.log.info("SQL:\n%s", found.sql)
+        self.log.info("Parameters: %s", ", ".join(self.parameters or {}) or "none")
+        self.log.info("Columns: %s", ", ".join(found.columns))
+        self.log.info(
+            "The planner estimates %s rows, %s bytes of CSV.", f"{found.estimated_rows:,}", f"{found.estimated_bytes:,}"
+        )
+        for url, replaced in found.targets.items():
+            self.log.info("Would write %s, which %s.", url, f"replaces {replaced}" if replaced else "is not there yet")
 
     def _move_latest(self, client: Any, result: ExportResult) -> None:
         if not self.latest_key:
@@ -177,6 +257,10 @@ class PostgresToS3Operator(BaseOperator):
                     "sha256": result.sha256,
                     "window": {"from": self.window[0], "to": self.window[1]} if self.window else None,
                 }
+
+
+def _is_template(value: object) -> bool:
+    return isinstance(value, str) and "{{" in value
 
 
 def _link(endpoint: str, result: ExportResult) -> str:

@@ -17,12 +17,15 @@ from streaming_export.errors import (
     ObjectChanged,
     QueryError,
     StoreError,
+    TransactionsRunning,
     UploadError,
     VerificationError,
+    retry_helps,
 )
-from streaming_export.export import ExportResult, Options, export
+from streaming_export.export import ExportResult, Options, Preview, export, preview
 from streaming_export.files import ExportedFile
 from streaming_export.ingest import IngestResult, ingest
+from streaming_export.manifest import published_by
 from streaming_export.pointer import move_pointer
 
 __all__ = [
@@ -44,11 +47,16 @@ __all__ = [
     "ManifestTooNew",
     "ObjectChanged",
     "Options",
+    "Preview",
     "QueryError",
     "StoreError",
+    "TransactionsRunning",
     "UploadError",
     "VerificationError",
     "export",
     "ingest",
     "move_pointer",
+    "preview",
+    "published_by",
+    "retry_helps",
 ]

@@ -3,6 +3,7 @@
 ExportError                    base of everything that this package raises on purpose
 ├── InvalidArgument            an argument was refused before any row was read (also a ValueError)
 ├── QueryError                 Postgres refused the query, or failed while it was read
+├── TransactionsRunning        transactions that began before the window's end do not end
 ├── EmptyResult                the query returned no rows and on_empty is "fail"
 ├── UploadError                the object store refused the object, or failed while it was written
 │   └── UploadAborted          the upload was aborted from outside (raised as ExportCancelled by export())
@@ -61,6 +62,10 @@ class QueryError(ExportError):
     def __init__(self, message: str, sqlstate: str | None = None) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
+
+
+class TransactionsRunning(ExportError):
+    """Transactions that began before the window's end were still running after the wait; nothing was published."""
 
 
 class EmptyResult(ExportError):
@@ -165,6 +170,35 @@ _REMEDIES = {
     "53100": "The server's disk is full, of a sort perhaps: an index on unique_key spares it",
     "42501": "Grant the role of the connection what it lacks",
 }
+
+
+# Failures that may pass by themselves, by SQLSTATE or its class (PostgreSQL manual, appendix A): connection,
+# resources, deadlock and conflict with recovery, lock, cancelled statement, shutdown, I/O.
+_PASSING_SQLSTATES = ("08", "53", "40", "55P03", "57014", "57P01", "57P02", "57P03", "57P05", "58")
+
+# The same of object stores (Amazon S3 API Reference, "Error responses"), beside their statuses 5xx and what botocore
+# raises itself. A token that has expired is a new one in the next try.
+_PASSING_CODES = {
+    *("SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "429"),
+    *("InternalError", "ServiceUnavailable", "OperationAborted", "RequestTimeout", "ExpiredToken", "500", "502"),
+    *("503", "504", "IncompleteRead", "ConnectTimeoutError", "ReadTimeoutError", "EndpointConnectionError"),
+    *("ConnectionClosedError", "ConnectionError", "HTTPClientError", "ResponseStreamingError", "SSLError"),
+    *("ProxyConnectionError", "CredentialRetrievalError", "MetadataRetrievalError"),
+}
+
+
+def retry_helps(exc: BaseException) -> bool | None:
+    """Whether the same export, or load, may succeed if it is tried again; None if the error is not ours.
+
+    Errors without a code come from the network: libpq gives none for a connection that fails or is lost.
+    """
+    if isinstance(exc, QueryError | LoadError):
+        return exc.sqlstate is None or exc.sqlstate.startswith(_PASSING_SQLSTATES)
+    if isinstance(exc, UploadError | StoreError):
+        return exc.code is None or exc.code in _PASSING_CODES
+    if isinstance(exc, TransactionsRunning | ObjectChanged):
+        return True
+    return False if isinstance(exc, ExportError | IngestError) else None
 
 
 def query_error(doing: str, exc: BaseException) -> QueryError:

@@ -22,8 +22,9 @@ from streaming_export.files import ExportedFile, Files, Format
 from streaming_export.multipart import Upload
 from streaming_export.query import Query, Source, describe
 from streaming_export.read_ahead import Stopped
-from streaming_export.reading import Reading
-from streaming_export.snapshot import Snapshot
+from streaming_export.reading import Reading, explain
+from streaming_export.snapshot import Snapshot, SnapshotInfo
+from streaming_export.transactions import Wait, wait_for_older
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,25 @@ class ExportResult:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What an export would do.
+
+    :param sql: the query, with the names of its parameters in place of their values.
+    :param columns: names of the columns.
+    :param estimated_rows: by the planner.
+    :param estimated_bytes: by the planner, before compression.
+    :param targets: URL of each object that would be written, the first if there are several files, and of the
+        manifest; with what it would replace, in words, or None.
+    """
+
+    sql: str
+    columns: tuple[str, ...]
+    estimated_rows: int
+    estimated_bytes: int
+    targets: dict[str, str | None]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """How to export; the same for every run.
@@ -84,6 +104,8 @@ class Options:
     :param compression: None, "gzip" or "zstd"; adds ``.gz`` or ``.zst`` to the key.
     :param max_file_rows: data rows of a file; more go to further files, ``…-00001.csv``, ``…-00002.csv``, …
     :param max_file_bytes: bytes of CSV of a file, before compression; likewise.
+    :param wait_for_transactions: seconds to wait at most, before the snapshot is taken, until no transaction is
+        running that began before the end of the window; None does not look.
     :param extra_args: further arguments of the S3 requests (see `Upload`).
     :raises InvalidArgument: naming the option, its value and what is allowed.
     """
@@ -96,6 +118,7 @@ class Options:
     compression: Compression | None = None
     max_file_rows: int | None = None
     max_file_bytes: int | None = None
+    wait_for_transactions: int | None = None
     extra_args: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -108,13 +131,14 @@ class Options:
         for name, allowed in choices:
             if (value := getattr(self, name)) not in allowed:
                 raise InvalidArgument(name, value, f"one of {', '.join(map(str, allowed))}")
-        bounds = [("readers", 16, False), ("yield_per", 10**7, True), ("max_file_rows", 10**12, True)]
-        for name, most, optional in [*bounds, ("max_file_bytes", 5 * 2**40, True)]:
+        optional = {"yield_per": 10**7, "max_file_rows": 10**12, "max_file_bytes": 5 * 2**40}
+        for name, most in {"readers": 16, **optional, "wait_for_transactions": 7 * 86_400}.items():
             value = getattr(self, name)
-            if value is None and optional:
+            if value is None and name != "readers":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-                raise InvalidArgument(name, value, f"a whole number from 1 to {most:,}")
+            least = 0 if name == "wait_for_transactions" else 1
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise InvalidArgument(name, value, f"a whole number from {least} to {most:,}")
 
 
 def export(
@@ -142,13 +166,15 @@ def export(
     :param parameters: a value for each parameter of the query.
     :param unique_key: name of a column that is unique and not null: the file is ordered by it, and batches
         are cut along it. Without it the query is read as one stream in its own order.
-    :param window: begin and end, in ISO 8601, of the time whose rows the query gives; for the manifest.
+    :param window: begin and end, in ISO 8601 with an offset, of the time whose rows the query gives; for the
+        manifest, and for `wait_for_transactions`.
     :param run: what runs the export, by name; for the manifest.
     :param application_name: what ``pg_stat_activity`` shows.
     :param cancellation: to stop the export from elsewhere.
     :param options: see `Options`.
     :raises InvalidArgument: if an argument is not allowed; nothing was read or written.
     :raises QueryError: if Postgres refused the query or failed.
+    :raises TransactionsRunning: if transactions that began before the window's end do not end.
     :raises EmptyResult: if there are no rows and `on_empty` is "fail".
     :raises UploadError: if the object store refused the object or failed.
     :raises VerificationError: if what was read, sent and stored do not agree.
@@ -169,10 +195,46 @@ def export(
         options=Options(**options),
     )
     job.check()
-    log.info("Exporting to s3://%s/%s by %s.", bucket, key, job.options.method)
     result = run_cancellable(job.work, job.cancellation)
     _log_end(result)
     return result
+
+
+def preview(
+    query: Source,
+    *,
+    engine: sa.Engine,
+    client: Any,
+    bucket: str,
+    key: str,
+    parameters: Mapping[str, Any] | None = None,
+    unique_key: str | None = None,
+    application_name: str = "streaming_export",
+    cancellation: Cancellation | None = None,
+    **options: Any,
+) -> Preview:
+    """What `export` would do with the same arguments; reads no row and writes nothing.
+
+    :raises InvalidArgument: as `export`.
+    :raises QueryError: as `export`.
+    :raises UploadError: if the object store does not answer.
+    """
+    job = _Export(
+        query=query,
+        engine=engine,
+        client=client,
+        bucket=bucket,
+        key=key,
+        parameters=parameters or {},
+        unique_key=unique_key,
+        window=None,
+        run={},
+        application_name=application_name,
+        cancellation=cancellation or Cancellation(),
+        options=Options(**options),
+    )
+    job.check()
+    return run_cancellable(job.preview, job.cancellation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,14 +267,32 @@ class _Export:
             raise InvalidArgument("key", self.key, f"at most {most} bytes of UTF-8")
         if self.key.startswith("/") or ".." in self.key.split("/") or not self.key.isprintable():
             raise InvalidArgument("key", self.key, "no leading /, no .. between slashes, no control characters")
+        self._check_window()
         self._upload(self.key, lambda: None)
+
+    def _check_window(self) -> None:
+        if self.window is None:
+            if self.options.wait_for_transactions is not None:
+                raise InvalidArgument("window", None, "needed by wait_for_transactions: begin and end of the time")
+            return
+        try:
+            begin, end = (datetime.fromisoformat(text) for text in self.window)
+            if begin.utcoffset() is None or end.utcoffset() is None or begin >= end:
+                raise ValueError
+        except (TypeError, ValueError):
+            raise InvalidArgument(
+                "window", self.window, "two times in ISO 8601 with an offset, the first before the second"
+            ) from None
 
     def work(self) -> ExportResult:
         """Export, in the thread that `run_cancellable` makes."""
         started, started_at = time.monotonic(), datetime.now(UTC)
         cancel = self.cancellation
+        with _translated(cancel):
+            waited = self._wait()
         with _translated(cancel), Snapshot(self.engine, self.application_name) as snapshot:
             cancel.on_cancel(snapshot.cancel)
+            self._log_start(snapshot.info)
             query = describe(snapshot.holder, self.query, self.parameters, self.unique_key)
             manifest_key = manifest.manifest_key(self.key)
             _, replaces = manifest.get(self.client, self.bucket, manifest_key)
@@ -229,6 +309,7 @@ class _Export:
                     parameters=self.parameters,
                     compression=self.options.compression,
                     window=self.window,
+                    waited=waited,
                     run=self.run,
                     started_at=started_at,
                 )
@@ -236,6 +317,47 @@ class _Export:
                 manifest.put(self.client, self.bucket, manifest_key, document, self.options.extra_args, replaces)
         manifest_url = f"s3://{self.bucket}/{manifest_key}"
         return self._result(exported, manifest_url, snapshot.info.taken_at, time.monotonic() - started)
+
+    def preview(self) -> Preview:
+        """Look at what would be done, in the thread that `run_cancellable` makes."""
+        cancel = self.cancellation
+        with _translated(cancel), Snapshot(self.engine, self.application_name) as snapshot:
+            cancel.on_cancel(snapshot.cancel)
+            query = describe(snapshot.holder, self.query, self.parameters, self.unique_key)
+            plan = explain(snapshot.holder, query.select())
+        keys = [self._form(query).key(self.key, 1), manifest.manifest_key(self.key)]
+        return Preview(
+            sql=query.text,
+            columns=tuple(column.name for column in query.columns),
+            estimated_rows=int(plan["Plan Rows"]),
+            estimated_bytes=int(plan["Plan Rows"] * plan["Plan Width"]),
+            targets={f"s3://{self.bucket}/{key}": self._upload(key, lambda: None).replaced() for key in keys},
+        )
+
+    def _wait(self) -> Wait | None:
+        seconds = self.options.wait_for_transactions
+        if seconds is None or self.window is None:
+            return None
+        end = datetime.fromisoformat(self.window[1])
+        return wait_for_older(self.engine, end, seconds, self.application_name, self._raise_cancelled)
+
+    def _raise_cancelled(self) -> None:
+        if self.cancellation.cancelled:
+            raise Stopped
+
+    def _log_start(self, snapshot: SnapshotInfo) -> None:
+        url = self.engine.url
+        log.info(
+            "Exporting from database %s on %s (%s, snapshot of %s) to s3://%s/%s: method=%s, readers=%s.",
+            url.database,
+            url.host or url.query.get("host") or "this machine",
+            "standby" if snapshot.standby else "primary",
+            snapshot.taken_at.isoformat(),
+            self.bucket,
+            self.key,
+            self.options.method,
+            self.options.readers,
+        )
 
     def _read(self, snapshot: Snapshot, query: Query) -> Reading:
         return Reading(
@@ -248,9 +370,11 @@ class _Export:
         )
 
     def _write(self, query: Query, on_error: Callable[[], None]) -> Files:
+        return Files(lambda key: self._upload(key, on_error), self.key, self._form(query))
+
+    def _form(self, query: Query) -> Format:
         options = self.options
-        form = Format(query.header, options.compression, options.max_file_rows, options.max_file_bytes)
-        return Files(lambda key: self._upload(key, on_error), self.key, form)
+        return Format(query.header, options.compression, options.max_file_rows, options.max_file_bytes)
 
     def _upload(self, key: str, on_error: Callable[[], None]) -> Upload:
         headers = _headers(key, self.options.compression)

@@ -20,6 +20,7 @@ from streaming_export.errors import UploadError, VerificationError
 from streaming_export.files import ExportedFile
 from streaming_export.query import Query
 from streaming_export.snapshot import SnapshotInfo
+from streaming_export.transactions import Wait
 
 VERSION = 1
 
@@ -43,6 +44,7 @@ class Published:
     :param parameters: the values of the query's parameters.
     :param compression: of the files.
     :param window: begin and end of the time whose rows these are; None for all rows.
+    :param waited: how the wait for transactions that began before the window's end went; None if there was none.
     :param run: what ran the export.
     :param started_at: when the export began.
     """
@@ -54,6 +56,7 @@ class Published:
     parameters: Mapping[str, Any]
     compression: str | None
     window: tuple[str, str] | None
+    waited: Wait | None
     run: Mapping[str, str | int | None]
     started_at: datetime
 
@@ -93,6 +96,11 @@ def build(published: Published, bucket: str, files: Sequence[ExportedFile]) -> d
         },
         "unique_key": _unique_key(query, published.key_bounds),
         "window": {"from": window[0], "to": window[1]} if window else None,
+        "older_transactions": (
+            {"waited_seconds": published.waited.seconds, "unseen": published.waited.unseen}
+            if published.waited
+            else None
+        ),
         "snapshot": {**asdict(snapshot), "taken_at": snapshot.taken_at.isoformat()},
         "run": dict(published.run),
         "started_at": published.started_at.isoformat(),
@@ -149,6 +157,15 @@ def get(client: Any, bucket: str, key: str) -> tuple[Any, str | None]:
         raise UploadError(
             f"Cannot read s3://{bucket}/{key}: {exc}.{hint if code == 'AccessDenied' else ''}", code
         ) from exc
+
+
+def published_by(client: Any, bucket: str, key: str) -> str | None:
+    """The run (`run` of `export`'s argument of this name) that has published an export to `key`; None if none has.
+
+    :raises UploadError: if the store failed.
+    """
+    document, _ = get(client, bucket, manifest_key(key))
+    return str(document["run"].get("run")) if document else None
 
 
 def _put(client: Any, arguments: dict[str, Any], condition: dict[str, str]) -> None:

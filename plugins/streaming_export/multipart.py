@@ -142,6 +142,19 @@ class Upload:
             raise self._failed("looking at", exc) from exc
         return self
 
+    def replaced(self) -> str | None:
+        """What is there already, in words; None if there is nothing.
+
+        :raises UploadError: if the store does not answer.
+        """
+        try:
+            head = self._request("head_object")
+        except (ClientError, BotoCoreError) as exc:
+            if _code(exc) in ("404", "NoSuchKey"):
+                return None
+            raise self._failed("looking at", exc) from exc
+        return f"{head['ContentLength']:,} bytes of {head['LastModified'].isoformat()}"
+
     def write(self, data: bytes) -> None:
         """Add bytes to the object, waiting while the parts in flight are at their bound.
 

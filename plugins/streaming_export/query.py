@@ -86,13 +86,18 @@ class Query:
     :param sql: the query, its parameters filled in by the driver.
     :param columns: its columns, in order.
     :param unique_key: name of the column that orders the file; None leaves the query's own order.
-    :param fingerprint: SHA-256 of the query's text without the values of its parameters, in hex.
+    :param text: the query with the names of its parameters in place of their values.
     """
 
     sql: str
     columns: tuple[Column, ...]
     unique_key: str | None
-    fingerprint: str
+    text: str
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the query's text without the values of its parameters, in hex."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
 
     @property
     def header(self) -> bytes:
@@ -158,7 +163,7 @@ def describe(
     statement = _statement(source)
     values = dict(parameters or {})
     _check_parameters(statement, values, connection.dialect)
-    sql, fingerprint, description = _prepare(connection, statement, values)
+    sql, text, description = _prepare(connection, statement, values)
     _check_columns([column.name for column in description], unique_key)
     types = _types(connection, {column.type_code for column in description})
     not_null = _not_null_columns(connection, sql, {column.table_oid for column in description})
@@ -168,7 +173,7 @@ def describe(
         nullable = None if not_null is None else (column.table_oid, column.table_column) not in not_null
         expression = _expression(column.name, type_name, category)
         columns.append(Column(column.name, type_name, column.type_code, nullable, expression))
-    return Query(sql, tuple(columns), unique_key, fingerprint)
+    return Query(sql, tuple(columns), unique_key, text)
 
 
 def csv_field(text: str | None, alone: bool = False) -> str:
@@ -230,7 +235,7 @@ def _check_columns(names: list[str], unique_key: str | None) -> None:
 def _prepare(
     connection: sa.Connection, statement: SelectBase | TextClause, values: dict[str, Any]
 ) -> tuple[str, str, Any]:
-    """The SQL with its parameters filled in, its fingerprint, and the driver's description of its columns.
+    """The SQL with its parameters filled in, and with their names; the driver's description of its columns.
 
     COPY takes no parameters, so the driver fills them in. SQLAlchemy hands them over processed by their
     types (enums, JSON, the user's own) at one public place, just before it would execute the statement.
@@ -240,7 +245,7 @@ def _prepare(
     def fill_in(
         conn: object, cursor: Any, text: str, parameters: Any, context: object, executemany: bool
     ) -> tuple[str, tuple[()]]:
-        prepared.extend([cursor.mogrify(text, parameters).decode(), hashlib.sha256(text.encode()).hexdigest()])
+        prepared.extend([cursor.mogrify(text, parameters).decode(), text])
         return f"SELECT * FROM (\n{prepared[0]}\n) AS q LIMIT 0", ()
 
     sa.event.listen(connection, "before_cursor_execute", fill_in, retval=True)

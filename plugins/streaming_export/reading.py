@@ -49,7 +49,7 @@ class Reading:
         self._count_error: BaseException | None = None
         self._holder_ended = threading.Event()
         self._stopped = False
-        plan = _plan(snapshot.holder, query.select())
+        plan = explain(snapshot.holder, query.select())
         self.estimated_rows = int(plan["Plan Rows"])
         self._indexed = self._can_be_cut(plan["Total Cost"])
         self._cut = method == "copy" and self._indexed
@@ -140,10 +140,10 @@ class Reading:
         if self._query.unique_key is None:
             return False
         batches = self.estimated_rows / self._yield_per
-        cost_of_cut = _plan(self._snapshot.holder, f"{self._query.keys()} LIMIT {self._yield_per}")["Total Cost"]
+        cost_of_cut = explain(self._snapshot.holder, f"{self._query.keys()} LIMIT {self._yield_per}")["Total Cost"]
         if batches * cost_of_cut <= 2 * cost_of_whole:
             return True
-        log.warning(
+        log.info(
             "Reading batches along unique_key=%r would cost more than one stream (no index gives its order, or"
             " yield_per is small): reading one ordered stream with one reader instead.",
             self._query.unique_key,
@@ -162,7 +162,7 @@ def _row_batches(connection: sa.Connection, query: Query, yield_per: int) -> Rea
     return read
 
 
-def _plan(connection: sa.Connection, sql: str) -> dict[str, float]:
+def explain(connection: sa.Connection, sql: str) -> dict[str, float]:
     """The top node of the planner's plan (PostgreSQL manual, EXPLAIN)."""
     explained = connection.execution_options(no_parameters=True).exec_driver_sql(f"EXPLAIN (FORMAT JSON) {sql}")
     plans = explained.scalar_one()

@@ -61,7 +61,8 @@ def test_every_dag_is_fit_for_operation(dags: DagBag) -> None:
     for dag_id, dag in dags.dags.items():
         assert dag.doc_md, f"{dag_id}: set doc_md=__doc__ and say what it does and what to do when it fails"
         assert dag.catchup is False, f"{dag_id}: set catchup=False; the past is for backfills"
-        assert dag.max_active_runs == 1, f"{dag_id}: set max_active_runs=1; runs write the same keys"
+        if dag_id != "orders_export_daily":  # each of its runs writes a key of its own
+            assert dag.max_active_runs == 1, f"{dag_id}: set max_active_runs=1; runs write the same keys"
         for task in dag.tasks:
             assert task.retries >= 1, f"{dag_id}.{task.task_id}: set retries in default_args"
             assert task.retry_exponential_backoff, f"{dag_id}.{task.task_id}: set retry_exponential_backoff"
@@ -120,7 +121,7 @@ def test_bucket_and_prefix_are_variables(
 
 def test_the_run_updates_the_asset(dags: DagBag) -> None:
     """Consumers can schedule on the asset that the export updates."""
-    (task,) = dags.dags["orders_export"].tasks
+    task = dags.dags["orders_export"].get_task("export_orders")
     assert [asset.name for asset in task.outlets] == ["orders_export"]
 
 

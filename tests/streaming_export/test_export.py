@@ -276,6 +276,7 @@ def test_a_key_without_index_is_read_in_one_stream(
 ) -> None:
     """Where no index gives the key's order, one ordered stream is read, and the log says so; the file is the same."""
     execute("ALTER TABLE numbers DROP CONSTRAINT numbers_pkey")
+    caplog.set_level("INFO", "streaming_export")
     _, data = exported("SELECT * FROM numbers", unique_key="id", yield_per=7)
     assert data == lines(1, LENGTH)
     assert "reading one ordered stream with one reader instead" in caplog.text
@@ -626,7 +627,8 @@ def test_progress_is_logged(
         exported("SELECT * FROM numbers", unique_key="id", yield_per=10)
     assert [record.levelname for record in caplog.records] == ["INFO"] * len(caplog.records)
     first, *progress, last = caplog.messages
-    assert f"/{KEY} by copy." in first
+    assert re.match(r"Exporting from database postgres on .*, snapshot of .*\) to s3://", first)
+    assert f"/{KEY}: method=copy" in first
     assert any(
         re.fullmatch(r"20 rows, 87 % of the planner's estimate, \d+ bytes, [\d,]+ rows/s\.", m) for m in progress
     )
@@ -662,12 +664,17 @@ def test_public_names() -> None:
         "ManifestTooNew",
         "ObjectChanged",
         "Options",
+        "Preview",
         "QueryError",
         "StoreError",
+        "TransactionsRunning",
         "UploadError",
         "VerificationError",
         "export",
         "ingest",
         "move_pointer",
+        "preview",
+        "published_by",
+        "retry_helps",
     ]
     assert all(hasattr(streaming_export, name) for name in streaming_export.__all__)

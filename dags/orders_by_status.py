@@ -1,0 +1,40 @@
+"""
+### orders_by_status
+
+Orders and revenue of each day by status: an export of a query in a file, `orders_by_status.sql`, with parameters.
+
+Writes `s3://{bucket}/{prefix}/by-status/orders-by-status-YYYYMMDD.csv` at 03:00 UTC, of the day before. When it
+fails, the last line of the task's log says what to do; running it twice is always safe.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from airflow.sdk import DAG
+
+from orders.places import BUCKET, BY_STATUS_KEY
+from orders.runs import day_of
+from postgres_to_s3 import PostgresToS3Operator
+
+with DAG(
+    dag_id="orders_by_status",
+    schedule="0 3 * * *",
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    catchup=False,
+    max_active_runs=1,
+    default_args={"retries": 3, "retry_delay": timedelta(minutes=2), "retry_exponential_backoff": 2.0},
+    user_defined_macros={"day_of": day_of},
+    doc_md=__doc__,
+    tags=["orders", "export"],
+):
+    PostgresToS3Operator(
+        task_id="export_totals",
+        query="orders_by_status.sql",
+        parameters={"created_from": "{{ day_of(dag_run).start }}", "created_to": "{{ day_of(dag_run).end }}"},
+        unique_key="status",
+        s3_bucket=BUCKET,
+        s3_key=BY_STATUS_KEY,
+        postgres_conn_id="orders_db",
+        aws_conn_id="exports_s3",
+    )

@@ -1,0 +1,46 @@
+"""
+### orders_deadline
+
+Looks at 04:00 UTC whether last night's exports of the orders are published, and tells somebody if they are not.
+
+It looks for the manifests in the bucket, not at the state of runs: so it also notices a run that was never started. If
+one is missing, the task fails, and its `on_failure_callback` is called: `orders.alerts.tell` logs an error. Put the
+notifier of your pager, of Slack or of e-mail in its place.
+
+**When it fails.** The log names what is missing. Look at the runs of `orders_export` and `orders_export_daily`; once
+they have succeeded, nothing is left to do here.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow.sdk import DAG, task
+from airflow.timetables.interval import CronDataIntervalTimetable
+
+from orders.alerts import check_published, tell
+from orders.places import BUCKET, DAILY_KEY, NIGHTLY_KEY
+from orders.runs import day_of
+from postgres_to_s3 import s3_client
+
+with DAG(
+    dag_id="orders_deadline",
+    description="Tells somebody if the exports of the night are not there by 04:00 UTC",
+    schedule=CronDataIntervalTimetable("0 4 * * *", timezone="UTC"),
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    catchup=False,
+    max_active_runs=1,
+    # For a store that does not answer at once; what is not published is told without a retry.
+    default_args={"retries": 2, "retry_delay": timedelta(minutes=1), "retry_exponential_backoff": 2.0},
+    user_defined_macros={"day_of": day_of},
+    doc_md=__doc__,
+    tags=["orders", "export"],
+):
+
+    @task(task_id="check_published", on_failure_callback=tell)
+    def check(bucket: str, keys: list[str]) -> dict[str, Any]:
+        """Look for the manifests of the night."""
+        return check_published(s3_client("exports_s3"), bucket, keys)
+
+    check(BUCKET, [NIGHTLY_KEY, DAILY_KEY])

@@ -1,0 +1,131 @@
+"""What a run exports: of which day, to which key, and what was asked for in the trigger form."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow.sdk import Param
+from airflow.sdk.exceptions import AirflowFailException
+
+from orders.models import STATUSES
+from streaming_export import published_by
+
+log = logging.getLogger(__name__)
+
+_TIME = {"type": ["null", "string"], "format": "date-time"}
+
+#: The trigger form of `orders_export`. As it is, it asks for what the nightly run exports.
+FORM = {
+    "created_from": Param(
+        None, title="Created from", description="Orders created at this time or later; date, time and zone", **_TIME
+    ),
+    "created_to": Param(
+        None, title="Created before", description="Orders created before this time; date, time and zone", **_TIME
+    ),
+    "statuses": Param(
+        None,
+        type=["null", "array"],
+        items={"type": "string", "enum": list(STATUSES)},
+        examples=list(STATUSES),
+        title="Statuses",
+        description="Orders of these statuses; none chosen: of all",
+    ),
+    "compression": Param(
+        None,
+        type=["null", "string"],
+        enum=[None, "gzip", "zstd"],
+        title="Compression",
+        description="Adds .gz or .zst to the file's name",
+    ),
+    "yield_per": Param(
+        50_000,
+        type="integer",
+        minimum=1,
+        maximum=10_000_000,
+        title="Batch size",
+        description="Rows that are read at a time; fewer make no smaller file",
+    ),
+    "suffix": Param(
+        None,
+        type=["null", "string"],
+        pattern="^[A-Za-z0-9_-]{1,40}$",
+        title="File name suffix",
+        description="orders-YYYYMMDD-SUFFIX.csv; letters, digits, - and _",
+    ),
+    "dry_run": Param(
+        False,
+        type="boolean",
+        title="Dry run",
+        description="Write nothing: the log shows the SQL, how much it would be, and what it would replace",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """A day (UTC), from midnight to midnight.
+
+    :param start: its midnight.
+    :param end: that of the next day.
+    """
+
+    start: datetime
+    end: datetime
+
+
+def day_of(dag_run: Any) -> Day:
+    """The day of a run's data interval; for a run without one, the last day that was over when it was to start."""
+    start = dag_run.data_interval_start or dag_run.run_after - timedelta(days=1)
+    midnight = start.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return Day(midnight, midnight + timedelta(days=1))
+
+
+def choose_task(params: Mapping[str, Any], dag_run: Any, client: Any, bucket: str, key: str) -> str:
+    """The task that does what was asked for: "export_orders", or "export_selection" for a run by hand of its own.
+
+    :param client: a boto3 S3 client.
+    :param key: of the nightly file; a run by hand does not replace what another run has published there.
+    :raises AirflowFailException: naming the field of the form that can't be.
+    """
+    check_form(params, dag_run.conf or {})
+    if changed := sorted(name for name, param in FORM.items() if (params[name] or None) != (param.value or None)):
+        log.info("The form asks for %s: this run exports a selection to a place of its own.", ", ".join(changed))
+        return "export_selection"
+    if dag_run.run_type == "manual":
+        by = published_by(client, bucket, key)
+        if by not in (None, dag_run.run_id):
+            log.info("s3://%s/%s is by run %s, and stays: this run writes to a place of its own.", bucket, key, by)
+            return "export_selection"
+    return "export_orders"
+
+
+def check_form(params: Mapping[str, Any], conf: Mapping[str, Any]) -> None:
+    """Refuse what the form's own rules do not.
+
+    :param conf: what was given, under whatever names.
+    :raises AirflowFailException: naming the field.
+    """
+    if unknown := sorted(conf.keys() - FORM.keys()):
+        raise _refused(unknown[0], conf[unknown[0]], f"the parameters are {', '.join(FORM)}")
+    times: dict[str, datetime] = {}
+    for name in ("created_from", "created_to"):
+        if params[name] is None:
+            continue
+        try:
+            times[name] = datetime.fromisoformat(params[name])
+        except ValueError:
+            raise _refused(name, params[name], "a date and time such as 2026-11-01T00:00:00+00:00") from None
+        if times[name].utcoffset() is None:
+            raise _refused(name, params[name], "its zone is missing, as in 2026-11-01T00:00:00+00:00")
+    if len(times) == 2 and times["created_from"] >= times["created_to"]:
+        raise _refused("created_from", params["created_from"], f"before created_to={params['created_to']!r}")
+    if unknown := sorted(set(params["statuses"] or ()) - set(STATUSES)):
+        raise _refused("statuses", unknown, f"out of {', '.join(STATUSES)}")
+
+
+def _refused(name: str, value: object, allowed: str) -> AirflowFailException:
+    return AirflowFailException(f"{name}={value!r} is not allowed: {allowed}. Nothing was read or written.")

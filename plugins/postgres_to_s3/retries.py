@@ -1,0 +1,40 @@
+"""Which failures are worth a retry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import RetryDecision, RetryPolicy
+from airflow.sdk.exceptions import AirflowNotFoundException
+
+from streaming_export import retry_helps
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class RetryByCause(RetryPolicy):
+    """Retries what may pass by itself, and fails at once what somebody has to mend first.
+
+    How often and after how long is up to the task: ``retries``, ``retry_delay``, ``retry_exponential_backoff``.
+    """
+
+    def evaluate(
+        self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
+    ) -> RetryDecision:
+        """Decide by the exception; what is not ours is left to Airflow."""
+        helps = False if isinstance(exception, AirflowNotFoundException) else retry_helps(exception)
+        if helps is None:
+            return RetryDecision.default()
+        if helps:
+            return RetryDecision.retry(reason="This may pass by itself.")
+        return RetryDecision.fail(reason="The same would happen again: somebody has to mend it first.")
+
+    def serialize(self) -> dict[str, Any]:
+        """Nothing: it has no settings."""
+        return {}
+
+    @classmethod
+    def deserialize(cls, data: dict[str, Any]) -> RetryByCause:
+        """The policy."""
+        return cls()

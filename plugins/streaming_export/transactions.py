@@ -1,0 +1,117 @@
+"""Waits until no transaction that began before a point in time is still running.
+
+now() is the time at which a transaction began, but its rows are seen by others when it has committed: a row of
+yesterday can appear today. The rows of a window are complete once all transactions that began before its end
+have ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from streaming_export.errors import TransactionsRunning
+
+log = logging.getLogger(__name__)
+
+_LOG_SECONDS = 30.0
+_PAUSE_SECONDS = 0.5
+
+# Without pg_read_all_stats a role sees of others' sessions only that they are there; with track_activities off
+# nobody sees more (PostgreSQL manual, 27.2.3 "pg_stat_activity"). Those excluded never write rows of tables.
+# A prepared transaction is older than it tells: it was begun before it was prepared.
+_RUNNING = sa.text(
+    """
+    SELECT pg_is_in_recovery() AS standby,
+           clock_timestamp() < :end AS early,
+           count(*) FILTER (WHERE xact_start < :end) AS running,
+           array_agg(pid ORDER BY xact_start) FILTER (WHERE xact_start < :end) AS pids,
+           min(xact_start) AS oldest,
+           count(*) FILTER (WHERE state = 'disabled' OR query = '<insufficient privilege>') AS hidden,
+           (SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()) AS prepared
+    FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+      AND coalesce(backend_type, '') NOT IN ('autovacuum worker', 'walsender', 'parallel worker')
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """How a wait for older transactions ended.
+
+    :param seconds: how long it took.
+    :param unseen: in words, which transactions could not be seen, and may still be running; None if there are none.
+    """
+
+    seconds: float
+    unseen: str | None
+
+
+def wait_for_older(
+    engine: sa.Engine, end: datetime, timeout: float, application_name: str, check: Callable[[], None]
+) -> Wait:
+    """Return when the server's clock is past `end`, and no transaction that began before it is running.
+
+    :param timeout: seconds; with 0 nothing is waited for.
+    :param application_name: what ``pg_stat_activity`` shows.
+    :param check: called twice a second; what it raises ends the wait.
+    :raises TransactionsRunning: if some are still running after `timeout`.
+    """
+    started = reported = time.monotonic()
+    # Within one transaction the answer would stay the same.
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(sa.select(sa.func.set_config("application_name", application_name, False)))
+        while True:
+            found = connection.execute(_RUNNING, {"end": end}).one()
+            seconds = time.monotonic() - started
+            if found.standby or not (found.early or found.running or found.prepared):
+                return _ended(found, end, seconds)
+            told = _told(found, end)
+            if seconds >= timeout:
+                raise TransactionsRunning(
+                    f"{told} Waited {seconds:.0f} s; what they will commit would be missing for ever, so nothing was"
+                    " read or published. Retry later. pg_stat_activity shows them: end those that somebody has"
+                    " forgotten (state 'idle in transaction'), or wait longer."
+                )
+            if not seconds or time.monotonic() - reported > _LOG_SECONDS or reported == started:
+                reported = time.monotonic()
+                log.info("%s Waiting for them, %.0f s at most.", told, timeout - seconds)
+            check()
+            time.sleep(_PAUSE_SECONDS)
+
+
+def _told(found: sa.Row[Any], end: datetime) -> str:
+    if found.early:
+        return f"The server's clock has not come to {end.isoformat()} yet."
+    if found.running:
+        pids = ", ".join(map(str, found.pids[:5])) + (", …" if found.running > 5 else "")
+        since = found.oldest.isoformat(timespec="seconds")
+        return (
+            f"{found.running} transactions that began before {end.isoformat()} are still running (pid {pids}; the"
+            f" oldest since {since})."
+        )
+    return f"{found.prepared} prepared transactions (pg_prepared_xacts) are not committed yet."
+
+
+def _ended(found: sa.Row[Any], end: datetime, seconds: float) -> Wait:
+    unseen = None
+    if found.standby:
+        unseen = "all: a standby does not show the transactions of its primary"
+    elif found.hidden:
+        unseen = f"those of {found.hidden} sessions of other roles: the role lacks pg_read_all_stats"
+    if unseen:
+        log.warning(
+            "Cannot see every transaction that began before %s (%s). Rows that they commit later will be missing.",
+            end.isoformat(),
+            unseen,
+        )
+    else:
+        log.info("No transaction that began before %s is running (waited %.1f s).", end.isoformat(), seconds)
+    return Wait(round(seconds, 3), unseen)
