@@ -31,6 +31,8 @@ with DAG(
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
     max_active_runs=1,
+    # To be switched on with the exports: before their first night it would be right to complain.
+    is_paused_upon_creation=True,
     # For a store that does not answer at once; what is not published is told without a retry.
     default_args={"retries": 2, "retry_delay": timedelta(minutes=1), "retry_exponential_backoff": 2.0},
     user_defined_macros={"day_of": day_of},

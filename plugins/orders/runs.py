@@ -64,6 +64,9 @@ FORM = {
     ),
 }
 
+#: The form's values before anybody has changed them: Airflow writes those of a run into the Params themselves.
+DEFAULTS = {name: param.value for name, param in FORM.items()}
+
 
 @dataclass(frozen=True, slots=True)
 class Day:
@@ -92,7 +95,7 @@ def choose_task(params: Mapping[str, Any], dag_run: Any, client: Any, bucket: st
     :raises AirflowFailException: naming the field of the form that can't be.
     """
     check_form(params, dag_run.conf or {})
-    if changed := sorted(name for name, param in FORM.items() if (params[name] or None) != (param.value or None)):
+    if changed := sorted(name for name, value in DEFAULTS.items() if (params[name] or None) != (value or None)):
         log.info("The form asks for %s: this run exports a selection to a place of its own.", ", ".join(changed))
         return "export_selection"
     if dag_run.run_type == "manual":

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import functools
+import gzip
 import io
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
 
 ROWS = 1_234
 
+# Of DAGs and tasks, by their id(), before any run.
+PARAMS: dict[int, Any] = {}
+
 
 @pytest.fixture(scope="session")
 def dags(airflow_home: Path) -> DagBag:
@@ -34,16 +40,24 @@ def dags(airflow_home: Path) -> DagBag:
     return DagBag(services.PROJECT / "dags")
 
 
+def for_one_run(dags: DagBag, dag_id: str) -> Any:
+    """A DAG whose tasks fail at once, and whose form is as it was: `dag.test` leaves the values of a run in it."""
+    dag = dags.dags[dag_id]
+    for holder in (dag, *dag.tasks):
+        unchanged = PARAMS.setdefault(id(holder), copy.deepcopy(holder.params))
+        holder.params = copy.deepcopy(unchanged)
+    for task in dag.tasks:
+        task.retries = 0
+    return dag
+
+
 @pytest.fixture
 def orders_export(dags: DagBag, engine: sa.Engine, database: str, client: Any) -> Any:
     """The DAG, with a table to export and an empty bucket to export to."""
     services.load_orders(database, ROWS)
     for item in client.list_objects_v2(Bucket=services.BUCKET).get("Contents", []):
         client.delete_object(Bucket=services.BUCKET, Key=item["Key"])
-    dag = dags.dags["orders_export"]
-    for task in dag.tasks:
-        task.retries = 0
-    yield dag
+    yield for_one_run(dags, "orders_export")
     with engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE orders")
 
@@ -126,14 +140,170 @@ def test_the_run_updates_the_asset(dags: DagBag) -> None:
 
 
 @pytest.fixture
+def orders_there(orders_export: Any, engine: sa.Engine) -> sa.Engine:
+    """The table and the empty bucket of `orders_export`, for other DAGs."""
+    return engine
+
+
+@pytest.fixture
+def runnable(dags: DagBag, orders_there: sa.Engine) -> Callable[[str], Any]:
+    """A DAG by its id, whose tasks fail at once."""
+    return functools.partial(for_one_run, dags)
+
+
+def count(engine: sa.Engine, where: str) -> int:
+    with engine.connect() as connection:
+        return int(connection.exec_driver_sql(f"SELECT count(*) FROM orders WHERE {where}").scalar_one())
+
+
+def rows_of(client: Any, key: str) -> list[dict[str, str]]:
+    text = content(client, services.BUCKET, key).decode()
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def events_of(run: Any) -> list[Any]:
+    """The events of assets that a run has made."""
+    from airflow.models.asset import AssetEvent
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        return list(session.scalars(sa.select(AssetEvent).where(AssetEvent.source_run_id == run.run_id)))
+
+
+def test_a_selection_by_hand(orders_export: Any, client: Any, engine: sa.Engine) -> None:
+    """The form's filters make a file of the run's own, that moves no pointer and updates no asset."""
+    asked = {
+        "created_from": "2026-10-24T00:00:00+02:00",
+        "created_to": "2026-10-30T00:00:00+00:00",
+        "statuses": ["paid", "shipped"],
+        "suffix": "mine",
+        "yield_per": 100,
+    }
+    run = orders_export.test(logical_date=None, run_conf=asked)
+    assert run.state == "success"
+    (key,) = keys(client, services.BUCKET)
+    assert key.startswith(f"orders/manual/{run.run_id}/orders-")
+    assert key.endswith("-mine.csv")
+    where = "created_at >= '2026-10-23 22:00+00' AND created_at < '2026-10-30+00' AND status IN ('paid', 'shipped')"
+    rows = rows_of(client, key)
+    assert 0 < len(rows) == count(engine, where) < ROWS
+    assert {row["status"] for row in rows} == {"paid", "shipped"}
+    assert events_of(run) == []
+
+
+def test_a_compressed_selection(orders_export: Any, client: Any) -> None:
+    """Compression alone is a selection of all orders."""
+    run = orders_export.test(logical_date=None, run_conf={"compression": "gzip"})
+    assert run.state == "success"
+    key, manifest = keys(client, services.BUCKET)
+    assert manifest == f"{key.removesuffix('.gz')}.manifest.json"
+    assert key.endswith(".csv.gz")
+    text = gzip.decompress(content(client, services.BUCKET, key)).decode()
+    assert len(list(csv.DictReader(io.StringIO(text, newline="")))) == ROWS
+
+
+def test_a_dry_run(orders_export: Any, client: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """It shows the SQL, an estimate and the keys, skips the task, and writes nothing."""
+    run = orders_export.test(logical_date=None, run_conf={"dry_run": True, "statuses": ["paid"]})
+    states = {ti.task_id: ti.state for ti in run.get_task_instances()}
+    assert states == {"choose_export": "success", "export_orders": "skipped", "export_selection": "skipped"}
+    assert keys(client, services.BUCKET) == []
+    log = capsys.readouterr().out
+    assert "SELECT orders.id" in log
+    assert f"Would write s3://exports/orders/manual/{run.run_id}/orders-" in log
+    assert "The planner estimates" in log
+
+
+def test_refused_parameters_write_nothing(orders_export: Any, client: Any) -> None:
+    """What the form can't refuse fails the run at its start."""
+    asked = {"created_from": "2026-11-02T00:00:00+00:00", "created_to": "2026-11-01T00:00:00+00:00"}
+    for wrong in (asked, {"state": "paid"}):
+        assert orders_export.test(logical_date=None, run_conf=wrong).state == "failed"
+    assert keys(client, services.BUCKET) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"created_from": "2026-11-01T00:00:00"},
+        {"created_to": "tomorrow"},
+        {"statuses": ["lost"]},
+        {"statuses": "paid"},
+        {"compression": "zip"},
+        {"yield_per": 0},
+        {"suffix": "../x"},
+        {"dry_run": "no"},
+    ],
+    ids=str,
+)
+def test_the_form_refuses(orders_export: Any, wrong: dict[str, Any]) -> None:
+    """Values that can't be are refused before a run is made, by the parameter's name."""
+    from airflow.sdk.exceptions import ParamValidationError
+
+    with pytest.raises(ParamValidationError, match=next(iter(wrong))):
+        orders_export.test(logical_date=None, run_conf=wrong)
+
+
+def test_the_file_of_a_day(runnable: Callable[[str], Any], client: Any, engine: sa.Engine) -> None:
+    """A run has the orders that were created in its data interval, and its event tells the window."""
+    run = runnable("orders_export_daily").test(logical_date=datetime(2026, 11, 6, tzinfo=UTC))
+    assert run.state == "success"
+    assert keys(client, services.BUCKET) == ["orders/daily/dt=2026-11-05/orders-20261105.csv"]
+    rows = rows_of(client, "orders/daily/dt=2026-11-05/orders-20261105.csv")
+    assert 0 < len(rows) == count(engine, "created_at >= '2026-11-05+00' AND created_at < '2026-11-06+00'")
+    (event,) = events_of(run)
+    assert event.extra["window"] == {"from": "2026-11-05T00:00:00+00:00", "to": "2026-11-06T00:00:00+00:00"}
+
+
+def test_days_add_up_to_the_table(runnable: Callable[[str], Any], client: Any, engine: sa.Engine) -> None:
+    """The files of all days, run in any order and one of them twice, have every order once."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE orders SET created_at = '2026-11-01+00'::timestamptz + mod(id, 72) * interval '1h'"
+        )
+    for day in (3, 2, 4, 2):
+        run = runnable("orders_export_daily").test(logical_date=datetime(2026, 11, day, tzinfo=UTC))
+        assert run.state == "success"
+    files = keys(client, services.BUCKET)
+    assert files == [f"orders/daily/dt=2026-11-0{day}/orders-2026110{day}.csv" for day in (1, 2, 3)]
+    ids = [int(row["id"]) for key in files for row in rows_of(client, key)]
+    assert len(ids) == len(set(ids)) == ROWS
+
+
+def test_a_query_in_a_file(runnable: Callable[[str], Any], client: Any, engine: sa.Engine) -> None:
+    """The .sql file of the example is read, its parameters are filled in, and its rows are the database's."""
+    run = runnable("orders_by_status").test(logical_date=datetime(2026, 11, 6, 3, tzinfo=UTC))
+    assert run.state == "success"
+    (key,) = keys(client, services.BUCKET)
+    assert key.startswith("orders/by-status/orders-by-status-202611")
+    rows = rows_of(client, key)
+    day = datetime.strptime(key[-12:-4], "%Y%m%d").replace(tzinfo=UTC)
+    where = f"created_at >= '{day}' AND created_at < '{day + timedelta(days=1)}'"
+    assert sum(int(row["orders"]) for row in rows) == count(engine, where) > 0
+    assert [row["status"] for row in rows] == sorted(row["status"] for row in rows)
+
+
+def test_the_deadline(
+    runnable: Callable[[str], Any], client: Any, caplog: pytest.LogCaptureFixture, dags: DagBag
+) -> None:
+    """At 04:00 somebody is told what is not published, and nobody if all is."""
+    deadline = runnable("orders_deadline")
+    assert deadline.get_task("check_published").on_failure_callback
+    at_four = datetime(2026, 11, 7, 4, tzinfo=UTC)
+    with caplog.at_level("ERROR", "orders"):
+        assert deadline.test(logical_date=at_four).state == "failed"
+    assert "late: Not published: s3://exports/orders/orders-20261107.csv, s3://exports/orders/daily/" in caplog.text
+    runnable("orders_export").test(logical_date=datetime(2026, 11, 7, 2, tzinfo=UTC))
+    runnable("orders_export_daily").test(logical_date=datetime(2026, 11, 7, tzinfo=UTC))
+    assert deadline.test(logical_date=at_four).state == "success"
+
+
+@pytest.fixture
 def orders_ingest(dags: DagBag, orders_export: Any, database: str) -> Any:
     """The DAG, with an analytics database that holds nothing of it."""
     with sa.create_engine(analytics_url(database)).begin() as connection:
         connection.exec_driver_sql("DROP SCHEMA IF EXISTS analytics CASCADE")
-    dag = dags.dags["orders_ingest"]
-    for task in dag.tasks:
-        task.retries = 0
-    return dag
+    return for_one_run(dags, "orders_ingest")
 
 
 def analytics_url(database: str) -> str:

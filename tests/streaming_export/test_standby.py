@@ -53,6 +53,15 @@ def test_an_export_from_a_standby(standby: sa.Engine, client: Any, bucket: str) 
     assert snapshot["wal_position"]
 
 
+def test_the_wait_on_a_standby(standby: sa.Engine, client: Any, bucket: str) -> None:
+    """A standby does not show what runs on its primary: a window is exported, and the manifest says so."""
+    window = ("2026-11-01T00:00:00+00:00", "2026-11-02T00:00:00+00:00")
+    arguments = {"engine": standby, "client": client, "bucket": bucket, "key": "a.csv", "window": window}
+    export("SELECT id, name FROM items", wait_for_transactions=10, **arguments)
+    waited = json.loads(content(client, bucket, "a.csv.manifest.json"))["older_transactions"]
+    assert "standby" in waited["unseen"]
+
+
 def test_a_conflict_with_recovery(primary: str, standby: sa.Engine, client: Any, bucket: str) -> None:
     """An export that reads what the standby must remove ends, unpublished, and says what to do."""
     query = f"SELECT id, name, CASE WHEN id = {ROWS - 1} THEN pg_sleep(60)::text END AS nap FROM items"

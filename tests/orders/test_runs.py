@@ -1,0 +1,118 @@
+"""What a run exports: its day, and what was asked for in the trigger form."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+
+from streaming_export import export
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+pytestmark = pytest.mark.usefixtures("airflow_home")
+
+KEY = "orders/orders-20261102.csv"
+FROM, TO = "2026-11-01T00:00:00+00:00", "2026-11-02T00:00:00+00:00"
+
+
+def form(**changed: Any) -> dict[str, Any]:
+    """The form's values, with some changed."""
+    from orders.runs import DEFAULTS
+
+    return DEFAULTS | changed
+
+
+def dag_run(conf: Mapping[str, Any] | None = None, **attributes: Any) -> Any:
+    return SimpleNamespace(**{"conf": conf, "run_type": "manual", "run_id": "mine", **attributes})
+
+
+@pytest.fixture
+def published(engine: sa.Engine, client: Any, bucket: str) -> None:
+    """The nightly file is there, by the run `nightly`."""
+    export("SELECT 1 AS one", engine=engine, client=client, bucket=bucket, key=KEY, run={"run": "nightly"})
+
+
+def chosen(client: Any, bucket: str, run: Any, **changed: Any) -> str:
+    from orders.runs import choose_task
+
+    return choose_task(form(**changed), run, client, bucket, KEY)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"created_from": FROM},
+        {"created_to": TO},
+        {"statuses": ["paid"]},
+        {"compression": "gzip"},
+        {"yield_per": 10},
+        {"suffix": "mine"},
+        {"dry_run": True},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+@pytest.mark.parametrize("run_type", ["manual", "scheduled", "backfill"])
+def test_whatever_is_changed_makes_a_selection(client: Any, bucket: str, run_type: str, changed: Any) -> None:
+    """Each field of the form, whoever started the run, keeps it away from the nightly file."""
+    assert chosen(client, bucket, dag_run(changed, run_type=run_type), **changed) == "export_selection"
+
+
+@pytest.mark.parametrize("empty", [{"statuses": []}, {"suffix": None}, {"compression": None}, {}])
+def test_an_untouched_form_makes_the_nightly_export(client: Any, bucket: str, empty: Any) -> None:
+    """By hand too, while no other run has published it."""
+    assert chosen(client, bucket, dag_run(empty), **empty) == "export_orders"
+
+
+def test_a_run_by_hand_never_replaces_a_nightly_file(published: None, client: Any, bucket: str) -> None:
+    """What another run has published stays; the schedule's own runs, and a retry of the same run, replace it."""
+    assert chosen(client, bucket, dag_run()) == "export_selection"
+    assert chosen(client, bucket, dag_run(run_id="nightly")) == "export_orders"
+    assert chosen(client, bucket, dag_run(run_type="scheduled")) == "export_orders"
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"created_from": TO, "created_to": FROM}, r"created_from='2026-11-02.* before created_to='2026-11-01"),
+        ({"created_from": TO, "created_to": TO}, "created_from="),
+        ({"created_from": "2026-11-01T00:00:00"}, "created_from='2026-11-01T00:00:00' is not allowed: its zone"),
+        ({"created_to": "tomorrow"}, "created_to='tomorrow' is not allowed"),
+        ({"statuses": ["paid", "lost"]}, r"statuses=\['lost'\] is not allowed: out of pending, paid"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(client: Any, bucket: str, changed: Any, told: str) -> None:
+    """The message names the field, its value, and what is allowed."""
+    from airflow.sdk.exceptions import AirflowFailException
+
+    with pytest.raises(AirflowFailException, match=told):
+        chosen(client, bucket, dag_run(changed), **changed)
+
+
+def test_an_unknown_parameter_is_refused(client: Any, bucket: str) -> None:
+    """A name with a typing error would otherwise export everything, silently."""
+    from airflow.sdk.exceptions import AirflowFailException
+
+    with pytest.raises(AirflowFailException, match=r"status='paid' is not allowed: the parameters are created_from"):
+        chosen(client, bucket, dag_run({"status": "paid"}))
+
+
+@pytest.mark.parametrize(
+    ("interval_start", "run_after", "start"),
+    [
+        (datetime(2026, 11, 5, tzinfo=UTC), None, datetime(2026, 11, 5, tzinfo=UTC)),
+        (datetime(2026, 11, 5, 4, tzinfo=UTC), None, datetime(2026, 11, 5, tzinfo=UTC)),
+        (datetime(2026, 11, 5, 1, tzinfo=timezone(timedelta(hours=2))), None, datetime(2026, 11, 4, tzinfo=UTC)),
+        (None, datetime(2026, 11, 5, 13, 7, tzinfo=UTC), datetime(2026, 11, 4, tzinfo=UTC)),
+    ],
+)
+def test_the_day_of_a_run(interval_start: Any, run_after: Any, start: datetime) -> None:
+    """The UTC day of its data interval; without one, the last day that was over."""
+    from orders.runs import day_of
+
+    day = day_of(SimpleNamespace(data_interval_start=interval_start, run_after=run_after))
+    assert (day.start, day.end) == (start, start + timedelta(days=1))
