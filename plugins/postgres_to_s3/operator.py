@@ -16,7 +16,17 @@ from sqlalchemy.dialects import postgresql
 from postgres_to_s3.connections import postgres_engine, postgres_hook, s3_client
 from postgres_to_s3.links import S3ObjectLink
 from postgres_to_s3.retries import RetryByCause
-from streaming_export import Cancellation, ExportError, ExportResult, Options, Preview, export, move_pointer, preview
+from streaming_export import (
+    Cancellation,
+    ExportError,
+    ExportResult,
+    InvalidArgument,
+    Options,
+    Preview,
+    export,
+    move_pointer,
+    preview,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -143,6 +153,9 @@ class PostgresToS3Operator(BaseOperator):
         :returns: what `streaming_export.ExportResult` holds, but of the files their number, and a link to the object.
         :raises streaming_export.ExportError: see `streaming_export.export`.
         """
+        self._cancellation = Cancellation()
+        if not isinstance(self.preview, bool):
+            raise InvalidArgument("preview", self.preview, "true or false; is render_template_as_native_obj set?")
         ti = context["ti"]
         tags = {"dag_id": ti.dag_id, "task_id": ti.task_id}
         client = s3_client(self.aws_conn_id)
@@ -193,7 +206,6 @@ class PostgresToS3Operator(BaseOperator):
 
     def _call(self, function: Callable[..., Any], ti: Any, client: Any, **arguments: Any) -> Any:
         """Call `export` or `preview` with what both take."""
-        self._cancellation = Cancellation()
         return function(
             self.query,
             engine=postgres_engine(self.postgres_conn_id),

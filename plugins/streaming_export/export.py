@@ -23,7 +23,7 @@ from streaming_export.multipart import Upload
 from streaming_export.query import Query, Source, describe
 from streaming_export.read_ahead import Stopped
 from streaming_export.reading import Reading, explain
-from streaming_export.snapshot import Snapshot, SnapshotInfo
+from streaming_export.snapshot import Snapshot, driver_connection
 from streaming_export.transactions import Wait, wait_for_older
 
 log = logging.getLogger(__name__)
@@ -292,7 +292,7 @@ class _Export:
             waited = self._wait()
         with _translated(cancel), Snapshot(self.engine, self.application_name) as snapshot:
             cancel.on_cancel(snapshot.cancel)
-            self._log_start(snapshot.info)
+            self._log_start(snapshot)
             query = describe(snapshot.holder, self.query, self.parameters, self.unique_key)
             manifest_key = manifest.manifest_key(self.key)
             _, replaces = manifest.get(self.client, self.bucket, manifest_key)
@@ -345,14 +345,14 @@ class _Export:
         if self.cancellation.cancelled:
             raise Stopped
 
-    def _log_start(self, snapshot: SnapshotInfo) -> None:
-        url = self.engine.url
+    def _log_start(self, snapshot: Snapshot) -> None:
+        server = driver_connection(snapshot.holder).info
         log.info(
             "Exporting from database %s on %s (%s, snapshot of %s) to s3://%s/%s: method=%s, readers=%s.",
-            url.database,
-            url.host or url.query.get("host") or "this machine",
-            "standby" if snapshot.standby else "primary",
-            snapshot.taken_at.isoformat(),
+            server.dbname,
+            f"{server.host}:{server.port}",
+            "standby" if snapshot.info.standby else "primary",
+            snapshot.info.taken_at.isoformat(),
             self.bucket,
             self.key,
             self.options.method,

@@ -270,6 +270,18 @@ def test_days_add_up_to_the_table(runnable: Callable[[str], Any], client: Any, e
     assert len(ids) == len(set(ids)) == ROWS
 
 
+def test_a_day_is_put_into_the_analytics_table(
+    runnable: Callable[[str], Any], orders_ingest: Any, database: str, engine: sa.Engine, next_run: Callable[..., None]
+) -> None:
+    """The event of a daily export starts an ingest that adds its orders, and leaves those of other days."""
+    nightly = runnable("orders_export").test(logical_date=datetime(2026, 11, 14, 2, tzinfo=UTC))
+    add_order(engine, "'2026-11-20 12:00+00'")
+    daily = runnable("orders_export_daily").test(logical_date=datetime(2026, 11, 21, tzinfo=UTC))
+    next_run(exports=[nightly, daily])
+    assert orders_ingest.test(logical_date=None).state == "success"
+    assert services.count_orders(services.analytics(database), "analytics") == ROWS + 1
+
+
 def test_a_query_in_a_file(runnable: Callable[[str], Any], client: Any, engine: sa.Engine) -> None:
     """The .sql file of the example is read, its parameters are filled in, and its rows are the database's."""
     run = runnable("orders_by_status").test(logical_date=datetime(2026, 11, 6, 3, tzinfo=UTC))
@@ -317,9 +329,9 @@ def loads(database: str) -> list[tuple[str, int]]:
         return [(row[0], row[1]) for row in connection.exec_driver_sql(query)]
 
 
-def add_order(engine: sa.Engine) -> None:
+def add_order(engine: sa.Engine, created_at: str = "now()") -> None:
     with engine.begin() as connection:
-        connection.exec_driver_sql("INSERT INTO orders SELECT max(id) + 1, 'a@b', 1, 'paid', now() FROM orders")
+        connection.exec_driver_sql(f"INSERT INTO orders SELECT max(id) + 1, 'a@b', 1, 'paid', {created_at} FROM orders")
 
 
 @pytest.fixture

@@ -283,3 +283,17 @@ def queries(engine: sa.Engine, pattern: str) -> list[str]:
                 {"pattern": pattern},
             )
         )
+
+
+def test_a_preview_that_is_text_is_refused(make: Make, orders: int, client: Any, bucket: str) -> None:
+    """A template that renders to "False" must not be taken for true: an export would silently write nothing."""
+    with pytest.raises(InvalidArgument, match="preview='False' is not allowed"):
+        make(preview="False").execute(CONTEXT)
+    assert keys(client, bucket) == []
+
+
+def test_templates_of_options_are_checked_when_the_task_runs(make: Make, orders: int) -> None:
+    """What a template gives is known only then; until it is rendered it is no value of the option."""
+    operator = make(compression="{{ params.compression }}", yield_per="{{ params.yield_per }}")
+    with pytest.raises(InvalidArgument, match=r"compression='\{\{ params.compression \}\}' is not allowed"):
+        operator.execute(CONTEXT)
