@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import boto3
@@ -11,7 +13,10 @@ import pytest
 import sqlalchemy as sa
 
 from demo import services
+from orders.models import select_orders
+from streaming_export import QueryError, export, move_pointer
 from tests.conftest import content
+from tests.streaming_export.store import record
 
 README = (services.PROJECT / "README.md").read_text(encoding="utf-8")
 
@@ -20,6 +25,12 @@ def python_block(containing: str) -> str:
     """The only block of Python in the README with this text."""
     (block,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if containing in block)
     return block
+
+
+def json_block(containing: str) -> Any:
+    """The only JSON in the README with this text."""
+    (block,) = (block for block in re.findall(r"```json\n(.*?)```", README, re.DOTALL) if containing in block)
+    return json.loads(block)
 
 
 def test_engine_example(
@@ -74,8 +85,93 @@ def test_arguments_of_the_operator_are_documented_with_their_defaults(airflow_ho
 
 def test_the_lifecycle_rule_is_accepted(client: Any, bucket: str) -> None:
     """The rule to paste is one that an S3 server takes: old exports expire, abandoned uploads are aborted."""
-    (block,) = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
-    client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration=json.loads(block))
+    rules = json_block('"Rules"')
+    client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration=rules)
     rules = client.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
     assert rules[0]["Expiration"] == {"Days": 90}
     assert rules[1]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 2}
+
+
+# The action that allows a request (Amazon S3 User Guide, "Required permissions for Amazon S3 API operations").
+ACTIONS = {
+    "PutObject": "s3:PutObject",
+    "CreateMultipartUpload": "s3:PutObject",
+    "UploadPart": "s3:PutObject",
+    "CompleteMultipartUpload": "s3:PutObject",
+    "GetObject": "s3:GetObject",
+    "HeadObject": "s3:GetObject",
+    "AbortMultipartUpload": "s3:AbortMultipartUpload",
+    "ListMultipartUploads": "s3:ListBucketMultipartUploads",
+}
+
+
+def test_the_policy_allows_exactly_what_is_asked_for(engine: sa.Engine, endpoint: str, bucket: str) -> None:
+    """Each request of exports that succeed, fail or are the first needs an action of the policy, and each is needed."""
+    client = services.s3_client(endpoint)
+    requests = record(client)
+    places: dict[str, Any] = {"engine": engine, "client": client, "bucket": bucket}
+    large = "SELECT i, repeat('x', 1000) AS x FROM generate_series(1, 60000) AS i"
+    for key in ("small.csv", "large.csv", "large.csv"):
+        export("SELECT 1 AS one" if key == "small.csv" else large, key=key, **places)
+    move_pointer(client, bucket, "latest.json", "s3://b/m", datetime.now(UTC), {}, {})
+    with pytest.raises(QueryError):
+        export(f"{large} WHERE 1 / (59999 - i) < 2", key="large.csv", **places)
+    statements = json_block('"Statement"')["Statement"]
+    allowed = {action for statement in statements for action in statement["Action"]}
+    # Without s3:ListBucket S3 answers 403 for an object that is not there.
+    assert {ACTIONS[name] for name, _ in requests} | {"s3:ListBucket"} == allowed
+
+
+@pytest.fixture
+def exporter(orders: int, engine: sa.Engine, schema: str) -> Iterator[sa.Engine]:
+    """An engine of the role that the README makes."""
+    (block,) = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(block.replace("public", schema))
+        connection.exec_driver_sql(f"ALTER ROLE orders_exporter SET search_path = {schema}")
+    yield sa.create_engine(engine.url.set(username="orders_exporter"), poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP OWNED BY orders_exporter")
+        connection.exec_driver_sql("DROP ROLE orders_exporter")
+
+
+@pytest.mark.parametrize("method", ["copy", "rows"])
+def test_the_role_can_export(exporter: sa.Engine, orders: int, client: Any, bucket: str, method: str) -> None:
+    """It exports, and sees what the daily export has to wait for."""
+    window = ("2026-10-01T00:00:00+00:00", "2026-11-01T00:00:00+00:00")
+    result = export(
+        select_orders(),
+        engine=exporter,
+        client=client,
+        bucket=bucket,
+        key="orders.csv",
+        unique_key="id",
+        method=method,
+        window=window,
+        wait_for_transactions=30,
+    )
+    assert result.rows == orders
+    assert json.loads(content(client, bucket, "orders.csv.manifest.json"))["older_transactions"]["unseen"] is None
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO orders SELECT * FROM orders",
+        "DELETE FROM orders",
+        "CREATE TABLE mine (id int)",
+        "CREATE TABLE public.mine (id int)",
+        "SELECT * FROM others",
+        "CREATE ROLE another",
+        "COPY orders TO PROGRAM 'true'",
+        "SELECT pg_read_file('/etc/passwd')",
+    ],
+)
+def test_the_role_can_do_nothing_else(exporter: sa.Engine, engine: sa.Engine, schema: str, statement: str) -> None:
+    """It reads one table: it writes nothing, makes nothing, and reads no other, even where it leaves read-only mode."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"CREATE TABLE {schema}.others (id int)")
+    with exporter.begin() as connection:
+        connection.exec_driver_sql("SET TRANSACTION READ WRITE")
+        with pytest.raises(sa.exc.ProgrammingError, match="permission denied"):
+            connection.exec_driver_sql(statement)
