@@ -14,9 +14,9 @@ import sqlalchemy as sa
 
 from demo import services
 from orders.models import select_orders
-from streaming_export import QueryError, export, move_pointer
+from streaming_export import UploadError, export, move_pointer
 from tests.conftest import content
-from tests.streaming_export.store import record
+from tests.streaming_export.store import hook, record, refusal
 
 README = (services.PROJECT / "README.md").read_text(encoding="utf-8")
 
@@ -114,8 +114,9 @@ def test_the_policy_allows_exactly_what_is_asked_for(engine: sa.Engine, endpoint
     for key in ("small.csv", "large.csv", "large.csv"):
         export("SELECT 1 AS one" if key == "small.csv" else large, key=key, **places)
     move_pointer(client, bucket, "latest.json", "s3://b/m", datetime.now(UTC), {}, {})
-    with pytest.raises(QueryError):
-        export(f"{large} WHERE 1 / (59999 - i) < 2", key="large.csv", **places)
+    hook(client, "UploadPart", lambda params: refusal("InternalError", 500))
+    with pytest.raises(UploadError):
+        export(large, key="large.csv", **places)
     statements = json_block('"Statement"')["Statement"]
     allowed = {action for statement in statements for action in statement["Action"]}
     # Without s3:ListBucket S3 answers 403 for an object that is not there.
