@@ -117,12 +117,12 @@ def count_orders(uri: str, schema: str | None = None) -> int:
 
 
 def isolate_environment() -> None:
-    """Remove from `os.environ` what would lead Airflow, libpq or boto3 to the user's own systems.
+    """Remove from `os.environ` what would lead Airflow, libpq, boto3 or OpenLineage to the user's own systems.
 
     To be called before Airflow is imported. Child processes inherit the result.
     """
     for name in list(os.environ):
-        if name.startswith(("AIRFLOW", "AWS_", "BOTO_", "PG")):
+        if name.startswith(("AIRFLOW", "AWS_", "BOTO_", "OPENLINEAGE", "PG")):
             del os.environ[name]
     os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
     for name in ("no_proxy", "NO_PROXY"):

@@ -30,8 +30,11 @@ from streaming_export import (
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
-    from airflow.sdk import Context
+    from airflow.sdk import Context, RetryPolicy
     from sqlalchemy.sql.expression import SelectBase
+
+# Airflow takes a mapped task's policy from the default in the signature.
+_RETRY_BY_CAUSE = RetryByCause()
 
 
 class PostgresToS3Operator(BaseOperator):
@@ -72,6 +75,8 @@ class PostgresToS3Operator(BaseOperator):
         the time of the snapshot. None or empty leaves it alone. (templated)
     :param extra_args: further arguments of the S3 requests by their boto3 names, as ``ServerSideEncryption``,
         ``SSEKMSKeyId``, ``ACL``, ``StorageClass``, ``Metadata``.
+    :param retry_policy: by default, what may pass by itself is retried, and what somebody has to mend fails at
+        once. None retries everything.
     """
 
     template_fields: Sequence[str] = (
@@ -116,10 +121,10 @@ class PostgresToS3Operator(BaseOperator):
         preview: bool = False,
         latest_key: str | None = None,
         extra_args: Mapping[str, Any] | None = None,
+        retry_policy: RetryPolicy | None = _RETRY_BY_CAUSE,
         **kwargs: Any,
     ) -> None:
-        kwargs.setdefault("retry_policy", RetryByCause())
-        super().__init__(**kwargs)
+        super().__init__(retry_policy=retry_policy, **kwargs)
         self.query = query
         self.parameters = parameters
         self.unique_key = unique_key
@@ -164,18 +169,16 @@ class PostgresToS3Operator(BaseOperator):
                 self._show(self._call(preview, ti, client))
                 raise AirflowSkipException("This was a preview: nothing was written.")
             result = self._export(ti, client)
+            self._count(result, tags)
+            self._move_latest(client, result)
         except ExportError as exc:
             stats.incr(f"postgres_to_s3.failures.{type(exc).__name__}", tags=tags)
             raise
-        stats.incr("postgres_to_s3.rows", result.rows, tags=tags)
-        stats.incr("postgres_to_s3.bytes", result.bytes, tags=tags)
-        stats.timing("postgres_to_s3.duration", timedelta(seconds=result.seconds), tags=tags)
         self._result = result
         if result.key is None:
             raise AirflowSkipException(
                 f"The query returned no rows: nothing was written to s3://{self.s3_bucket}/{self.s3_key}."
             )
-        self._move_latest(client, result)
         self._tell_consumers(context, result)
         # The manifest names the files: there can be more than an XCom should hold.
         summary = dataclasses.asdict(result) | {"files": len(result.files)}
@@ -235,6 +238,11 @@ class PostgresToS3Operator(BaseOperator):
             return self.query
         return str(self.query.compile(dialect=postgresql.dialect(paramstyle="named")))
 
+    def _count(self, result: ExportResult, tags: dict[str, str]) -> None:
+        stats.incr("postgres_to_s3.rows", result.rows, tags=tags)
+        stats.incr("postgres_to_s3.bytes", result.bytes, tags=tags)
+        stats.timing("postgres_to_s3.duration", timedelta(seconds=result.seconds), tags=tags)
+
     def _show(self, found: Preview) -> None:
         self.log.info("Preview: nothing is read or written.")
         self.log.info("SQL:\n%s", found.sql)
@@ -247,7 +255,7 @@ class PostgresToS3Operator(BaseOperator):
             self.log.info("Would write %s, which %s.", url, f"replaces {replaced}" if replaced else "is not there yet")
 
     def _move_latest(self, client: Any, result: ExportResult) -> None:
-        if not self.latest_key:
+        if not self.latest_key or result.key is None:
             return
         taken_at = datetime.fromisoformat(result.snapshot_taken_at)
         about = {"rows": result.rows, "bytes": result.bytes}

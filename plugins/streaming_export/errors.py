@@ -181,16 +181,17 @@ _PASSING_SQLSTATES = ("08", "53", "40", "55P03", "57014", "57P01", "57P02", "57P
 _PASSING_CODES = {
     *("SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "429"),
     *("InternalError", "ServiceUnavailable", "OperationAborted", "RequestTimeout", "ExpiredToken", "500", "502"),
-    *("503", "504", "IncompleteRead", "ConnectTimeoutError", "ReadTimeoutError", "EndpointConnectionError"),
+    *("503", "504", "IncompleteReadError", "ConnectTimeoutError", "ReadTimeoutError", "EndpointConnectionError"),
     *("ConnectionClosedError", "ConnectionError", "HTTPClientError", "ResponseStreamingError", "SSLError"),
     *("ProxyConnectionError", "CredentialRetrievalError", "MetadataRetrievalError"),
 }
 
 
 def retry_helps(exc: BaseException) -> bool | None:
-    """Whether the same export, or load, may succeed if it is tried again; None if the error is not ours.
+    """Whether the same export, or load, may succeed if it is tried again; None if that is not for us to say.
 
-    Errors without a code come from the network: libpq gives none for a connection that fails or is lost.
+    Errors without a code come from the network: libpq gives none for a connection that fails or is lost. It gives
+    none for a login that is refused either, and words that in the server's language; so that counts as passing.
     """
     if isinstance(exc, QueryError | LoadError):
         return exc.sqlstate is None or exc.sqlstate.startswith(_PASSING_SQLSTATES)
@@ -198,6 +199,8 @@ def retry_helps(exc: BaseException) -> bool | None:
         return exc.code is None or exc.code in _PASSING_CODES
     if isinstance(exc, TransactionsRunning | ObjectChanged):
         return True
+    if isinstance(exc, ExportCancelled):
+        return None  # A worker that is shut down stops an export in the same way as a person.
     return False if isinstance(exc, ExportError | IngestError) else None
 
 

@@ -157,6 +157,8 @@ def get(client: Any, bucket: str, key: str) -> tuple[Any, str | None]:
         raise UploadError(
             f"Cannot read s3://{bucket}/{key}: {exc}.{hint if code == 'AccessDenied' else ''}", code
         ) from exc
+    except BotoCoreError as exc:
+        raise UploadError(f"Cannot read s3://{bucket}/{key}: {exc}.", type(exc).__name__) from exc
 
 
 def published_by(client: Any, bucket: str, key: str) -> str | None:

@@ -163,7 +163,8 @@ class Upload:
         if self._size + len(data) > MAX_OBJECT_BYTES:
             raise UploadError(
                 f"{self.url} would be larger than the 5 TiB that S3 allows; nothing was published."
-                " Export fewer rows or columns."
+                " Export fewer rows or columns.",
+                "EntityTooLarge",
             )
         self._sha256.update(data)
         self._crc32 = isal_zlib.crc32(data, self._crc32)
@@ -266,7 +267,9 @@ class Upload:
         if self._upload_id is None:
             self._start()
         if self._number > MAX_PARTS:
-            raise UploadError(f"{self.url} needs more than {MAX_PARTS} parts. Nothing was published.")
+            raise UploadError(
+                f"{self.url} needs more than {MAX_PARTS} parts. Nothing was published.", "EntityTooLarge"
+            )
         size = len(self._part)
         with self._changed:
             # Counted under the same lock, so that an abort either prevents a part or waits for it.

@@ -1,0 +1,449 @@
+"""RetryByCause: which failures are tried again, as the README's table tells."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import botocore.exceptions
+import psycopg
+import pytest
+import sqlalchemy as sa
+
+import streaming_export
+from demo import services
+from streaming_export import ExportError, LoadError, ObjectChanged, QueryError, StoreError, UploadError, export
+from streaming_export.errors import _PASSING_CODES, _PASSING_SQLSTATES
+from tests.streaming_export.store import hook, refusal
+from tests.streaming_export.waiting import Running, eventually
+
+if TYPE_CHECKING:
+    from airflow.models.taskinstance import TaskInstance
+
+README = (services.PROJECT / "README.md").read_text(encoding="utf-8")
+FOR_EVER = "SELECT pg_sleep(600)::text AS a"
+
+Fail = Callable[..., ExportError]
+
+
+def reaction(error: BaseException) -> str:
+    """What the policy decides: retry, fail, or default, which leaves it to Airflow."""
+    from postgres_to_s3 import RetryByCause
+
+    return str(RetryByCause().evaluate(error, 1, 3).action.value)
+
+
+@pytest.fixture
+def fail(airflow_home: Path, engine: sa.Engine, client: Any, bucket: str) -> Fail:
+    """Exports, and returns the error."""
+
+    def run(query: str = "SELECT 1 AS id", **arguments: Any) -> ExportError:
+        defaults = {"engine": engine, "client": client, "bucket": bucket, "key": "a.csv"}
+        with pytest.raises(ExportError) as caught:
+            export(query, **{**defaults, **arguments})
+        return caught.value
+
+    return run
+
+
+@pytest.fixture
+def store(endpoint: str) -> Any:
+    """A client of the test's own, to be hooked."""
+    return services.s3_client(endpoint)
+
+
+def connecting(database: str, **arguments: Any) -> sa.Engine:
+    """An engine with libpq options of the test's."""
+    url = database.replace("postgresql://", "postgresql+psycopg2://")
+    return sa.create_engine(url, poolclass=sa.NullPool, connect_args=arguments)
+
+
+# ---- Errors of a real database
+
+
+@pytest.mark.parametrize(
+    ("query", "sqlstate"),
+    [
+        ("SELECT * FROM not_there", "42P01"),
+        ("SELECT nope FROM pg_class", "42703"),
+        ("SELECT nope(1) AS a", "42883"),
+        ("SELECT 1 AS a WHERE", "42601"),
+        ("SELECT 1 / 0 AS a", "22012"),
+    ],
+)
+def test_a_wrong_query_fails(fail: Fail, query: str, sqlstate: str) -> None:
+    """A query that can't succeed is not run again."""
+    error = fail(query)
+    assert isinstance(error, QueryError)
+    assert (error.sqlstate, reaction(error)) == (sqlstate, "fail")
+
+
+def test_a_missing_privilege_fails(fail: Fail, engine: sa.Engine, database: str, schema: str) -> None:
+    """A role without the privilege gets it from somebody, not from a retry."""
+    role = f"role_{uuid.uuid4().hex}"
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN")
+        connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA {schema} TO {role}")
+        connection.exec_driver_sql(f"CREATE TABLE {schema}.secrets (id int)")
+    try:
+        error = fail(f"SELECT * FROM {schema}.secrets", engine=connecting(database, user=role))
+    finally:
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"DROP OWNED BY {role}")
+            connection.exec_driver_sql(f"DROP ROLE {role}")
+    assert isinstance(error, QueryError)
+    assert (error.sqlstate, reaction(error)) == ("42501", "fail")
+
+
+def test_a_time_out_of_the_server_retries(fail: Fail, database: str) -> None:
+    """statement_timeout may be a busy server's."""
+    error = fail(FOR_EVER, engine=connecting(database, options="-c statement_timeout=20"))
+    assert isinstance(error, QueryError)
+    assert (error.sqlstate, reaction(error)) == ("57014", "retry")
+
+
+def test_a_lock_retries(fail: Fail, engine: sa.Engine, database: str, schema: str) -> None:
+    """Whoever holds the lock ends."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"CREATE TABLE {schema}.locked (id int)")
+    with engine.begin() as holder:
+        holder.exec_driver_sql(f"LOCK TABLE {schema}.locked")
+        error = fail(f"SELECT * FROM {schema}.locked", engine=connecting(database, options="-c lock_timeout=20"))
+    assert isinstance(error, QueryError)
+    assert (error.sqlstate, reaction(error)) == ("55P03", "retry")
+
+
+def test_a_session_that_is_ended_retries(fail: Fail, engine: sa.Engine) -> None:
+    """A fail-over, or an administrator, ends it; libpq tells of it with a SQLSTATE or without one."""
+    name = f"ended {uuid.uuid4().hex}"
+    running = Running(lambda: fail(FOR_EVER, application_name=name))
+    terminate = sa.text(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE application_name = :name AND wait_event = 'PgSleep'"
+    )
+
+    def ended() -> bool:
+        with engine.connect() as connection:
+            return bool(connection.execute(terminate, {"name": name}).all())
+
+    assert eventually(ended)
+    assert running.ends()
+    assert isinstance(running.result, QueryError)
+    assert running.result.sqlstate in ("57P01", None)
+    assert reaction(running.result) == "retry"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"host": "127.0.0.1", "port": 1},
+        {"dbname": "not_there"},
+        {"user": "nobody_knows_me"},
+    ],
+    ids=["nobody listens", "no such database", "no such role"],
+)
+def test_what_fails_while_it_connects_retries(fail: Fail, database: str, arguments: dict[str, Any]) -> None:
+    """libpq tells no SQLSTATE then, so that a server that starts and a login that is wrong look alike."""
+    error = fail(engine=connecting(database, **arguments))
+    assert isinstance(error, QueryError)
+    assert (error.sqlstate, reaction(error)) == (None, "retry")
+
+
+@pytest.fixture
+def role_with_password(engine: sa.Engine) -> Iterator[str]:
+    """A role that the server asks for a password."""
+    role = f"role_{uuid.uuid4().hex}"
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'right'")
+        rules = Path(connection.exec_driver_sql("SHOW hba_file").scalar_one())
+    before = rules.read_text()
+    rules.write_text(f"local all {role} scram-sha-256\n{before}")
+    reload(engine)
+    yield role
+    rules.write_text(before)
+    reload(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"DROP ROLE {role}")
+
+
+def reload(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("SELECT pg_reload_conf()")
+
+
+def test_a_wrong_password_retries(fail: Fail, database: str, role_with_password: str) -> None:
+    """It is not told apart from a server that can't be reached; its message says what it is, without the password."""
+    wrong = {"user": role_with_password, "password": "wr0ng-pass"}
+
+    def refused() -> bool:
+        try:
+            psycopg.connect(database, **wrong).close()
+        except psycopg.OperationalError:
+            return True
+        return False
+
+    assert eventually(refused)
+    error = fail(engine=connecting(database, **wrong))
+    assert isinstance(error, QueryError)
+    assert "password authentication failed" in str(error)
+    assert "wr0ng-pass" not in str(error)
+    assert (error.sqlstate, reaction(error)) == (None, "retry")
+
+
+# ---- Errors of the object store
+
+
+def test_a_missing_bucket_fails(fail: Fail) -> None:
+    """Somebody has to make it."""
+    error = fail(bucket="not-there")
+    assert isinstance(error, UploadError)
+    assert (error.code, reaction(error)) == ("NoSuchBucket", "fail")
+
+
+def test_a_store_that_is_not_there_retries(fail: Fail) -> None:
+    """Nobody listens at its address."""
+    client = services.s3_client("http://127.0.0.1:1", botocore.config.Config(retries={"max_attempts": 0}))
+    error = fail(client=client)
+    assert isinstance(error, UploadError)
+    assert (error.code, reaction(error)) == ("EndpointConnectionError", "retry")
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("SlowDown", "retry"),
+        ("InternalError", "retry"),
+        ("503", "retry"),
+        ("ExpiredToken", "retry"),
+        ("AccessDenied", "fail"),
+        ("SignatureDoesNotMatch", "fail"),
+        ("NoSuchUpload", "fail"),
+    ],
+)
+def test_what_the_store_answers(fail: Fail, store: Any, code: str, expected: str) -> None:
+    """A store's refusal is told by its code."""
+    hook(store, "PutObject", lambda params: refusal(code))
+    error = fail(client=store)
+    assert isinstance(error, UploadError)
+    assert (error.code, reaction(error)) == (code, expected)
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (botocore.exceptions.ReadTimeoutError(endpoint_url="http://store"), "retry"),
+        (botocore.exceptions.ConnectionClosedError(endpoint_url="http://store"), "retry"),
+        (botocore.exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2), "retry"),
+        (botocore.exceptions.SSLError(endpoint_url="http://store", error="x"), "retry"),
+        (botocore.exceptions.CredentialRetrievalError(provider="x", error_msg="x"), "retry"),
+        (botocore.exceptions.NoCredentialsError(), "fail"),
+        (botocore.exceptions.ParamValidationError(report="x"), "fail"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value,
+)
+def test_what_boto3_raises(fail: Fail, store: Any, raised: Exception, expected: str) -> None:
+    """An answer that never came is told by boto3's own exception."""
+
+    def lose(params: dict[str, Any]) -> None:
+        raise raised
+
+    hook(store, "PutObject", lose)
+    error = fail(client=store)
+    assert isinstance(error, UploadError)
+    assert (error.code, reaction(error)) == (type(raised).__name__, expected)
+
+
+# ---- Errors of our own, and what is not an export's
+
+
+def test_our_own_refusals_fail(fail: Fail) -> None:
+    """An argument, a query without rows, and an object that another run has replaced are the same in the next try."""
+    assert reaction(fail(key="")) == "fail"
+    assert reaction(fail("SELECT 1 AS id WHERE false", on_empty="fail")) == "fail"
+
+
+def test_an_object_of_another_run_fails(fail: Fail, store: Any) -> None:
+    """Trying again would have two runs replace each other's files."""
+    hook(store, "PutObject", lambda params: refusal("PreconditionFailed", 412))
+    error = fail(client=store)
+    assert (type(error).__name__, reaction(error)) == ("VerificationError", "fail")
+
+
+def test_transactions_that_run_retry(fail: Fail, engine: sa.Engine) -> None:
+    """They end some day."""
+    window = ("2026-11-01T00:00:00+00:00", datetime.now(UTC).replace(year=2100).isoformat())
+    with engine.begin() as connection:
+        connection.exec_driver_sql("SELECT pg_current_xact_id()")
+        error = fail(window=window, unique_key="id", wait_for_transactions=0)
+    assert (type(error).__name__, reaction(error)) == ("TransactionsRunning", "retry")
+
+
+def test_an_unknown_connection_fails(airflow_home: Path) -> None:
+    """Somebody has to add it."""
+    from airflow.sdk.exceptions import AirflowNotFoundException
+
+    from postgres_to_s3.connections import postgres_engine
+
+    with pytest.raises(AirflowNotFoundException) as caught:
+        postgres_engine("nobody_knows_me")
+    assert reaction(caught.value) == "fail"
+
+
+@pytest.mark.parametrize("error", [streaming_export.ExportCancelled("x"), RuntimeError("x"), TimeoutError("x")])
+def test_the_rest_is_left_to_airflow(airflow_home: Path, error: Exception) -> None:
+    """What is not ours, and what was stopped: it may have been a worker that is shut down."""
+    assert reaction(error) == "default"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (LoadError("x"), "retry"),
+        (LoadError("x", "40P01"), "retry"),
+        (LoadError("x", "23505"), "fail"),
+        (StoreError("x"), "retry"),
+        (StoreError("x", "SlowDown"), "retry"),
+        (StoreError("x", "AccessDenied"), "fail"),
+        (ObjectChanged("x"), "retry"),
+        (streaming_export.ColumnsChanged("x"), "fail"),
+        (streaming_export.ManifestMissing("x"), "fail"),
+    ],
+)
+def test_loading_is_told_in_the_same_way(airflow_home: Path, error: Exception, expected: str) -> None:
+    """The policy serves the task that loads as well."""
+    assert reaction(error) == expected
+
+
+# ---- The README
+
+
+def table() -> Iterator[tuple[str, str, str]]:
+    """What the README's table names: SQLSTATE, class, code or exception; and its reaction."""
+    (section,) = re.findall(r"^## When it fails\n(.*?)^## ", README, re.DOTALL | re.MULTILINE)
+    for cause, codes, expected in re.findall(r"^\| (.*?) \| (.*?) \| (retry|fail|as Airflow .*?) \|$", section, re.M):
+        for is_class, code in re.findall(r"(class )?`(\w+)`", codes):
+            yield cause, code + ("000" if is_class else ""), expected if expected in ("retry", "fail") else "default"
+
+
+def example(code: str) -> BaseException:
+    """An error as the README names it."""
+    from airflow.sdk import exceptions
+
+    if re.fullmatch(r"[0-9A-Z]{5}", code):
+        return QueryError("x", code)
+    if code == "InvalidArgument":
+        return streaming_export.InvalidArgument("key", "", "anything else")
+    own = getattr(streaming_export, code, None) or getattr(exceptions, code, None)
+    return own("x") if own else UploadError("x", code)
+
+
+@pytest.mark.parametrize(("cause", "code", "expected"), list(table()), ids=lambda value: value[:30])
+def test_the_readme_tells_what_happens(airflow_home: Path, cause: str, code: str, expected: str) -> None:
+    """Each line of the table is what the policy decides."""
+    assert reaction(example(code)) == expected, cause
+
+
+def test_the_readme_names_all_that_is_retried() -> None:
+    """Nothing is retried that the table does not name."""
+    named = {code for _, code, expected in table() if expected == "retry"}
+    known = {state if len(state) == 5 else f"{state}000" for state in _PASSING_SQLSTATES}
+    assert named == known | _PASSING_CODES | {"TransactionsRunning"}
+
+
+# ---- Inside Airflow
+
+DAG_FILE = """
+from datetime import timedelta
+from airflow.sdk import DAG
+from postgres_to_s3 import PostgresToS3Operator
+
+with DAG("retries", schedule=None, default_args={"retries": 1, "retry_delay": timedelta(0)}):
+    common = {"s3_bucket": "exports", "s3_key": "retries.csv", "postgres_conn_id": "orders_db",
+              "aws_conn_id": "exports_s3"}
+    PostgresToS3Operator(task_id="to_mend", query="SELECT * FROM not_there", **common)
+    PostgresToS3Operator.partial(task_id="mapped", **common).expand(query=["SELECT * FROM not_there"])
+    PostgresToS3Operator(task_id="passing", query="SELECT 1 AS a", **{**common, "postgres_conn_id": "lost_db"})
+    PostgresToS3Operator(task_id="without", query="SELECT * FROM not_there", retry_policy=None, **common)
+"""
+
+
+@pytest.fixture
+def dag(airflow_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A DAG of exports that fail, imported by Airflow."""
+    from airflow.dag_processing.dagbag import DagBag
+    from airflow.utils import db
+
+    db.initdb()
+    lost = json.loads(os.environ["AIRFLOW_CONN_ORDERS_DB"]) | {"host": "127.0.0.1", "port": 1}
+    monkeypatch.setenv("AIRFLOW_CONN_LOST_DB", json.dumps(lost))
+    (tmp_path / "retries.py").write_text(DAG_FILE)
+    bag = DagBag(tmp_path)
+    assert not bag.import_errors
+    return bag.dags["retries"]
+
+
+def test_in_a_run(dag: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cause to mend fails in the first try; one that may pass is tried as often as the task says."""
+    bundles = [
+        {
+            "name": "retries",
+            "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
+            "kwargs": {"path": str(tmp_path)},
+        }
+    ]
+    monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps(bundles))
+    run = dag.test(logical_date=None)
+    tries = {task.task_id: (task.state, task.try_number) for task in instances(run)}
+    assert tries == {
+        "to_mend": ("failed", 1),
+        "mapped": ("failed", 1),
+        "passing": ("failed", 2),
+        "without": ("failed", 2),
+    }
+    assert retried(run) == {"passing": "up_for_retry", "without": "up_for_retry"}
+
+
+def instances(run: Any) -> list[TaskInstance]:
+    return list(run.get_task_instances())
+
+
+def retried(run: Any) -> dict[str, str]:
+    """State at the end of the first try, of the tasks that were tried again."""
+    from airflow.models.taskinstancehistory import TaskInstanceHistory
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        query = sa.select(TaskInstanceHistory).where(TaskInstanceHistory.run_id == run.run_id)
+        return {tried.task_id: tried.state for tried in session.scalars(query)}
+
+
+def test_a_dag_with_the_policy_serializes(dag: Any) -> None:
+    """The scheduler reads the DAG from the database, where it is told that there is a policy."""
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    stored = json.loads(json.dumps(DagSerialization.serialize_dag(dag)))
+    read = DagSerialization.deserialize_dag(stored)
+    assert {task.task_id: task.has_retry_policy for task in read.tasks} == {
+        "to_mend": True,
+        "mapped": True,
+        "passing": True,
+        "without": False,
+    }
+
+
+def test_a_policy_of_the_dag_is_used(airflow_home: Path) -> None:
+    """default_args can set another policy."""
+    from airflow.sdk import DAG, ExceptionRetryPolicy
+
+    from postgres_to_s3 import PostgresToS3Operator
+
+    other = ExceptionRetryPolicy(rules=[])
+    with DAG("policy", schedule=None, default_args={"retry_policy": other}):
+        task = PostgresToS3Operator(task_id="export", query="SELECT 1 AS a", s3_bucket="b", s3_key="k")
+    assert task.retry_policy is other
