@@ -49,6 +49,14 @@ def airflow_home(folder: Path, database: str, endpoint: str) -> Path:
 
 
 @pytest.fixture(scope="session")
+def airflow_database(airflow_home: Path) -> None:
+    """Airflow's own database, for what runs DAGs."""
+    from airflow.utils import db
+
+    db.initdb()
+
+
+@pytest.fixture(scope="session")
 def engine(database: str) -> Iterator[sa.Engine]:
     """An engine of the driver that the exports use."""
     engine = sa.create_engine(

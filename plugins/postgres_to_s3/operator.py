@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from airflow.sdk import Asset, BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 from airflow.sdk.observability import stats
+from sqlalchemy import text
 from sqlalchemy.dialects import postgresql
 
 from postgres_to_s3.connections import postgres_engine, postgres_hook, s3_client
@@ -234,9 +235,8 @@ class PostgresToS3Operator(BaseOperator):
 
     def _sql(self) -> str:
         """The query without the values of its parameters."""
-        if isinstance(self.query, str):
-            return self.query
-        return str(self.query.compile(dialect=postgresql.dialect(paramstyle="named")))
+        query = text(self.query) if isinstance(self.query, str) else self.query
+        return str(query.compile(dialect=postgresql.dialect(paramstyle="named")))
 
     def _count(self, result: ExportResult, tags: dict[str, str]) -> None:
         stats.incr("postgres_to_s3.rows", result.rows, tags=tags)

@@ -31,12 +31,10 @@ PARAMS: dict[int, Any] = {}
 
 
 @pytest.fixture(scope="session")
-def dags(airflow_home: Path) -> DagBag:
+def dags(airflow_database: None) -> DagBag:
     """All DAG files, imported by Airflow."""
     from airflow.dag_processing.dagbag import DagBag
-    from airflow.utils import db
 
-    db.initdb()
     return DagBag(services.PROJECT / "dags")
 
 

@@ -1,0 +1,144 @@
+"""What an export tells OpenLineage, and that it needs no OpenLineage."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import sqlalchemy as sa
+
+from demo import services
+from orders.models import Order, select_orders, select_orders_by
+from streaming_export import EmptyResult
+from tests.conftest import content
+from tests.postgres_to_s3.test_operator import CONTEXT, Make, make
+
+__all__ = ["make"]
+
+COLUMNS = ["id", "customer_email", "total_cents", "status", "created_at"]
+
+QUERIES: dict[str, dict[str, Any]] = {
+    "Select": {"query": select_orders().where(Order.status.in_(["paid", "new"]))},
+    "Select with parameters": {
+        "query": select_orders_by(),
+        "parameters": {"created_from": None, "created_to": None, "statuses": ["paid"]},
+    },
+    "text": {
+        "query": "SELECT id, total_cents\\:\\:bigint AS cents FROM orders -- all\nWHERE status = :status;",
+        "parameters": {"status": "paid"},
+    },
+}
+
+
+def address() -> str:
+    """The namespace of the tests' database: its server listens on a socket, where others have host and port."""
+    host = json.loads(os.environ["AIRFLOW_CONN_ORDERS_DB"])["host"]
+    return f"postgres://{quote(host, safe='')}:5432"
+
+
+@pytest.mark.parametrize("kind", QUERIES)
+def test_what_was_read_and_written(make: Make, orders: int, schema: str, client: Any, bucket: str, kind: str) -> None:
+    """The table with its columns, the file with its rows and bytes, and the query."""
+    operator = make(**QUERIES[kind])
+    summary = operator.execute(CONTEXT)
+    lineage = operator.get_openlineage_facets_on_complete(None)
+    assert lineage is not None
+    (read,), (written,) = lineage.inputs, lineage.outputs
+    assert (read.namespace, read.name) == (address(), f"postgres.{schema}.orders")
+    assert [field.name for field in read.facets["schema"].fields] == COLUMNS
+    assert (written.namespace, written.name) == (f"s3://{bucket}", "a/file.csv")
+    statistics = written.outputFacets["outputStatistics"]
+    assert (statistics.rowCount, statistics.size) == (summary["rows"], len(content(client, bucket, "a/file.csv")))
+    assert statistics.rowCount > 0
+    told = lineage.job_facets["sql"].query
+    assert "orders" in told
+    assert "paid" not in told
+
+
+def test_each_file(make: Make, orders: int, bucket: str) -> None:
+    """An export of several files tells of each."""
+    operator = make(max_file_rows=10_000)
+    operator.execute(CONTEXT)
+    written = operator.get_openlineage_facets_on_complete(None).outputs
+    assert [file.name for file in written] == ["a/file-00001.csv", "a/file-00002.csv"]
+    assert [file.outputFacets["outputStatistics"].rowCount for file in written] == [10_000, orders - 10_000]
+
+
+def test_nothing_was_published(make: Make, orders: int) -> None:
+    """An export that failed tells of nothing."""
+    operator = make(query=select_orders().where(sa.false()), on_empty="fail")
+    with pytest.raises(EmptyResult):
+        operator.execute(CONTEXT)
+    assert operator.get_openlineage_facets_on_complete(None) is None
+
+
+def test_without_openlineage(make: Make, orders: int, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the provider is not installed, nothing of it is asked for."""
+    for name in [name for name in sys.modules if name.startswith(("openlineage", "airflow.providers.openlineage"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "postgres_to_s3.lineage", raising=False)
+    for name in ("openlineage", "airflow.providers.openlineage"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert make().execute(CONTEXT)["rows"] == orders
+    assert "postgres_to_s3.lineage" not in sys.modules
+
+
+def test_importing_the_operator_does_not_import_openlineage(airflow_home: Path) -> None:
+    """A DAG is parsed without the provider's client, which is slow to import, installed or not."""
+    code = "import sys, postgres_to_s3; print([name for name in sys.modules if 'lineage' in name and 'postgres' in name])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
+
+
+DAG_FILE = """
+from airflow.sdk import DAG
+from postgres_to_s3 import PostgresToS3Operator
+
+with DAG("lineage", schedule=None) as dag:
+    PostgresToS3Operator(task_id="export", query="SELECT id FROM orders", s3_bucket={bucket!r}, s3_key="a.csv",
+                         postgres_conn_id="orders_db", aws_conn_id="exports_s3")
+
+if __name__ == "__main__":
+    dag.test()
+"""
+
+
+def test_in_a_run(airflow_database: None, orders: int, bucket: str, schema: str, tmp_path: Path) -> None:
+    """Airflow's OpenLineage provider asks the task, and sends what it tells."""
+    dags, events = tmp_path / "dags", tmp_path / "events.jsonl"
+    dags.mkdir()
+    (dags / "lineage.py").write_text(DAG_FILE.format(bucket=bucket))
+    switched_on = {
+        "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps({"type": "file", "log_file_path": str(events), "append": True}),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+    }
+    done = subprocess.run(
+        [sys.executable, dags / "lineage.py"], env=environment() | switched_on, capture_output=True, text=True
+    )
+    assert events.exists(), done.stdout + done.stderr
+    told = [json.loads(line) for line in events.read_text().splitlines()]
+    (complete,) = (
+        event for event in told if event["eventType"] == "COMPLETE" and event["job"]["name"] == "lineage.export"
+    )
+    assert [read["name"] for read in complete["inputs"]] == [f"postgres.{schema}.orders"]
+    (written,) = complete["outputs"]
+    assert (written["namespace"], written["name"]) == (f"s3://{bucket}", "a.csv")
+    assert written["outputFacets"]["outputStatistics"]["rowCount"] == orders
+
+
+def test_nothing_is_sent_by_these_tests(airflow_home: Path) -> None:
+    """The provider is installed, and nobody has told it where to send what it is told."""
+    from airflow.providers.openlineage import conf
+
+    assert conf.is_disabled()
+
+
+def environment() -> dict[str, str]:
+    """The tests' environment, with the plugins on the path."""
+    return os.environ | {"PYTHONPATH": str(services.PROJECT / "plugins")}
