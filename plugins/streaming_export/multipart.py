@@ -267,9 +267,7 @@ class Upload:
         if self._upload_id is None:
             self._start()
         if self._number > MAX_PARTS:
-            raise UploadError(
-                f"{self.url} needs more than {MAX_PARTS} parts. Nothing was published.", "EntityTooLarge"
-            )
+            raise UploadError(f"{self.url} needs more than {MAX_PARTS} parts. Nothing was published.", "EntityTooLarge")
         size = len(self._part)
         with self._changed:
             # Counted under the same lock, so that an abort either prevents a part or waits for it.

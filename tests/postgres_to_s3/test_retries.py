@@ -100,7 +100,7 @@ def test_a_missing_privilege_fails(fail: Fail, engine: sa.Engine, database: str,
 
 def test_a_time_out_of_the_server_retries(fail: Fail, database: str) -> None:
     """statement_timeout may be a busy server's."""
-    error = fail(FOR_EVER, engine=connecting(database, options="-c statement_timeout=20"))
+    error = fail(FOR_EVER, engine=connecting(database, options="-c statement_timeout=200"))
     assert isinstance(error, QueryError)
     assert (error.sqlstate, reaction(error)) == ("57014", "retry")
 
@@ -111,7 +111,7 @@ def test_a_lock_retries(fail: Fail, engine: sa.Engine, database: str, schema: st
         connection.exec_driver_sql(f"CREATE TABLE {schema}.locked (id int)")
     with engine.begin() as holder:
         holder.exec_driver_sql(f"LOCK TABLE {schema}.locked")
-        error = fail(f"SELECT * FROM {schema}.locked", engine=connecting(database, options="-c lock_timeout=20"))
+        error = fail(f"SELECT * FROM {schema}.locked", engine=connecting(database, options="-c lock_timeout=200"))
     assert isinstance(error, QueryError)
     assert (error.sqlstate, reaction(error)) == ("55P03", "retry")
 
