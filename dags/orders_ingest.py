@@ -30,6 +30,7 @@ from airflow.sdk import DAG, Param, task
 
 from orders.assets import ORDERS_EXPORT, ORDERS_EXPORT_DAILY
 from orders.places import BUCKET
+from postgres_to_s3 import RetryByCause
 from postgres_to_s3.loading import load_manifests, manifest_urls
 
 with DAG(
@@ -60,7 +61,7 @@ with DAG(
     tags=["orders", "ingest"],
 ):
 
-    @task(task_id="load_orders")
+    @task(task_id="load_orders", retry_policy=RetryByCause())
     def load_orders(bucket: str, params: Any = None, triggering_asset_events: Any = None) -> list[dict[str, Any]]:
         """Load the manifests that started this run."""
         assets = (ORDERS_EXPORT, ORDERS_EXPORT_DAILY)
