@@ -12,6 +12,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from airflow.sdk import DAG
+from airflow.timetables.interval import CronDataIntervalTimetable
 
 from orders.places import BUCKET, BY_STATUS_KEY
 from orders.runs import day_of
@@ -19,7 +20,8 @@ from postgres_to_s3 import PostgresToS3Operator
 
 with DAG(
     dag_id="orders_by_status",
-    schedule="0 3 * * *",
+    description="Orders and revenue of each day by status",
+    schedule=CronDataIntervalTimetable("0 3 * * *", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
     max_active_runs=1,

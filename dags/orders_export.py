@@ -15,10 +15,10 @@ Streams all orders from Postgres into one CSV file in object storage, every nigh
 | prefix | Airflow Variable `orders_export_prefix`, default `orders` |
 | deadline | 04:00 UTC: `orders_deadline` tells somebody if the file is not published |
 
-**By hand.** With the form as it is, a run exports what the nightly run does, under the same name, unless another run
-has published that. Whatever is changed in the form, or if so: the file goes to
-`{prefix}/manual/{run id}/orders-YYYYMMDD.csv`, moves no pointer, and starts no ingest. *Dry run* writes nothing: the
-log shows the SQL, the planner's estimate, and what would be replaced.
+**By hand.** With the form as it is, a run exports what the nightly run does, under the same name. If another run has
+published that already, or if anything is changed in the form, the file goes to
+`{prefix}/manual/{run id}/orders-YYYYMMDD.csv`, which moves no pointer and starts no ingest. *Dry run* does neither: the
+log of the skipped task shows the SQL, the planner's estimate, and what would be replaced.
 
 **When it fails.** The file of that day is either whole or still what it was before: nothing half-written is
 ever visible. The last line of the task's log says what happened and what to do. The task retries by itself
@@ -75,6 +75,7 @@ with DAG(
         s3_bucket=BUCKET,
         s3_key=NIGHTLY_KEY,
         latest_key=LATEST_KEY,
+        preview="{{ params.dry_run }}",
         outlets=[ORDERS_EXPORT],
         **CONNECTIONS,
     )

@@ -64,8 +64,8 @@ def s3(log: Path | None = None) -> Iterator[str]:
 
 
 def create_bucket(endpoint_url: str, bucket: str = BUCKET) -> None:
-    """Create `bucket` on the server at `endpoint_url`."""
-    s3_client(endpoint_url).create_bucket(Bucket=bucket)
+    """Create `bucket` on the server at `endpoint_url`; a browser may read what is in it."""
+    s3_client(endpoint_url).create_bucket(Bucket=bucket, ACL="public-read")
 
 
 def s3_client(endpoint_url: str, config: Config | None = None) -> Any:

@@ -69,8 +69,9 @@ def ui(rows: int) -> None:
   login           {USER}, password {PASSWORD}
   the S3 server   {endpoint}/{services.BUCKET} lists the objects; add /KEY to see one
 
-  The DAG orders_export is on: last night's run comes by itself within a minute, "Trigger" starts more.
-  Each is followed by a run of orders_ingest, which loads it into the database analytics.
+  All DAGs are on: last night's runs come by themselves within a minute, "Trigger" on orders_export starts more.
+  orders_ingest loads what they publish into the database analytics, but not what somebody has selected by hand.
+  orders_deadline can fail at first: it looks for last night's files while they are still being made.
   Ctrl-C ends everything.
 """)
         while all(part.poll() is None for part in airflow):

@@ -17,15 +17,14 @@ from streaming_export import published_by
 log = logging.getLogger(__name__)
 
 _TIME = {"type": ["null", "string"], "format": "date-time"}
+_ZONE = "; the picker shows the time zone, JSON must have one"
 
 #: The trigger form of `orders_export`. As it is, it asks for what the nightly run exports.
 FORM = {
     "created_from": Param(
-        None, title="Created from", description="Orders created at this time or later; date, time and zone", **_TIME
+        None, title="Created from", description=f"Orders created at this time or later{_ZONE}", **_TIME
     ),
-    "created_to": Param(
-        None, title="Created before", description="Orders created before this time; date, time and zone", **_TIME
-    ),
+    "created_to": Param(None, title="Created before", description=f"Orders created before this time{_ZONE}", **_TIME),
     "statuses": Param(
         None,
         type=["null", "array"],
@@ -38,6 +37,7 @@ FORM = {
         None,
         type=["null", "string"],
         enum=[None, "gzip", "zstd"],
+        values_display={"null": "none"},
         title="Compression",
         description="Adds .gz or .zst to the file's name",
     ),
@@ -47,14 +47,14 @@ FORM = {
         minimum=1,
         maximum=10_000_000,
         title="Batch size",
-        description="Rows that are read at a time; fewer make no smaller file",
+        description="Rows that are read at a time; the file has all rows whatever it is",
     ),
     "suffix": Param(
         None,
         type=["null", "string"],
-        pattern="^[A-Za-z0-9_-]{1,40}$",
+        pattern=r"^[A-Za-z0-9_-]{1,40}\Z",  # $ would let a line end pass
         title="File name suffix",
-        description="orders-YYYYMMDD-SUFFIX.csv; letters, digits, - and _",
+        description="Makes it orders-YYYYMMDD-SUFFIX.csv; letters, digits, - and _, at most 40",
     ),
     "dry_run": Param(
         False,
@@ -95,7 +95,8 @@ def choose_task(params: Mapping[str, Any], dag_run: Any, client: Any, bucket: st
     :raises AirflowFailException: naming the field of the form that can't be.
     """
     check_form(params, dag_run.conf or {})
-    if changed := sorted(name for name, value in DEFAULTS.items() if (params[name] or None) != (value or None)):
+    asked = {name for name, value in DEFAULTS.items() if (params[name] or None) != (value or None)}
+    if changed := sorted(asked - {"dry_run"}):
         log.info("The form asks for %s: this run exports a selection to a place of its own.", ", ".join(changed))
         return "export_selection"
     if dag_run.run_type == "manual":
@@ -125,7 +126,7 @@ def check_form(params: Mapping[str, Any], conf: Mapping[str, Any]) -> None:
         if times[name].utcoffset() is None:
             raise _refused(name, params[name], "its zone is missing, as in 2026-11-01T00:00:00+00:00")
     if len(times) == 2 and times["created_from"] >= times["created_to"]:
-        raise _refused("created_from", params["created_from"], f"before created_to={params['created_to']!r}")
+        raise _refused("created_from", params["created_from"], f"it must be before created_to={params['created_to']!r}")
     if unknown := sorted(set(params["statuses"] or ()) - set(STATUSES)):
         raise _refused("statuses", unknown, f"out of {', '.join(STATUSES)}")
 
