@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -71,6 +72,7 @@ def ui(rows: int) -> None:
 
   All DAGs are on: last night's runs come by themselves within a minute, "Trigger" on orders_export starts more.
   orders_ingest loads what they publish into the database analytics, but not what somebody has selected by hand.
+  The orders are of 2026-10-23 to 2026-11-21: "Trigger" on orders_export_daily has "Backfill", a file for each day.
   orders_deadline can fail at first: it looks for last night's files while they are still being made.
   Ctrl-C ends everything.
 """)
@@ -81,7 +83,8 @@ def ui(rows: int) -> None:
 
 def ui_environment(port: int) -> dict[str, str]:
     """What Airflow's programs need beyond `services.airflow_environment` to serve this port of the machine."""
-    HOME.mkdir(exist_ok=True)
+    shutil.rmtree(HOME, ignore_errors=True)  # the objects of its runs are gone, and last night's would not run again
+    HOME.mkdir()
     PASSWORDS.write_text(json.dumps({USER: PASSWORD}))
     return {
         "AIRFLOW__API__HOST": "127.0.0.1",

@@ -120,6 +120,27 @@ def test_triggered_without_a_logical_date(orders_export: Any, client: Any) -> No
     assert key in {f"orders/orders-{day:%Y%m%d}.csv" for day in (before, after)}
 
 
+def test_a_dry_run_of_the_form_as_it_is(orders_export: Any, client: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """It shows what the same form would write without it, and writes nothing."""
+    run = orders_export.test(logical_date=datetime(2026, 11, 7, 2, tzinfo=UTC), run_conf={"dry_run": True})
+    assert run.state == "success"
+    assert {ti.task_id: ti.state for ti in run.get_task_instances()} == {
+        "choose_export": "success",
+        "export_orders": "skipped",
+        "export_selection": "skipped",
+    }
+    assert "Would write s3://exports/orders/orders-20261107.csv, which is not there yet." in capsys.readouterr().out
+    assert keys(client, services.BUCKET) == []
+
+
+def test_totals_are_of_the_day_before(dags: DagBag, orders_export: Any, client: Any) -> None:
+    """A run at 03:00 has the orders of the day that is over."""
+    run = dags.dags["orders_by_status"].test(logical_date=datetime(2026, 11, 5, 3, tzinfo=UTC))
+    assert run.state == "success"
+    assert keys(client, services.BUCKET) == ["orders/by-status/orders-by-status-20261104.csv"]
+    assert len(content(client, services.BUCKET, "orders/by-status/orders-by-status-20261104.csv").splitlines()) > 1
+
+
 def test_bucket_and_prefix_are_variables(
     orders_export: Any, client: Any, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
