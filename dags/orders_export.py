@@ -82,7 +82,7 @@ with DAG(
     export_selection = PostgresToS3Operator(
         task_id="export_selection",
         query=select_orders_by(),
-        parameters={name: "{{ params." + name + " }}" for name in ("created_from", "created_to", "statuses")},
+        parameters={name: "{{ params." + name + " or none }}" for name in ("created_from", "created_to", "statuses")},
         unique_key="id",
         s3_bucket=BUCKET,
         s3_key=SELECTION_KEY,
