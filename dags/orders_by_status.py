@@ -4,7 +4,7 @@
 Orders and revenue of each day by status: an export of a query in a file, `orders_by_status.sql`, with parameters.
 
 Writes `s3://{bucket}/{prefix}/by-status/orders-by-status-YYYYMMDD.csv` at 03:00 UTC, of the day before. When it
-fails, the last line of the task's log says what to do; running it twice is always safe.
+fails, the error in the task's log says what to do; running it twice is always safe.
 """
 
 from __future__ import annotations

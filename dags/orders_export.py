@@ -21,7 +21,7 @@ published that already, or if anything is changed in the form, the file goes to
 log of the skipped task shows the SQL, the planner's estimate, and what would be replaced.
 
 **When it fails.** The file of that day is either whole or still what it was before: nothing half-written is
-ever visible. The last line of the task's log says what happened and what to do. The task retries by itself
+ever visible. The error in the task's log says what happened and what to do. The task retries by itself
 three times where that can help; to run it again later, clear it. Running it twice is always safe.
 
 **When it is slow.** The log shows rows, bytes and rows/s every 10 seconds. In Postgres, `pg_stat_activity` shows

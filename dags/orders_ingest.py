@@ -13,8 +13,8 @@ Loads each published export of the orders into the analytics database, exactly a
 | trigger by hand | `{"manifest_url": "s3://exports/orders/orders-20261122.csv.manifest.json"}` |
 | new columns | `{"manifest_url": "s3://…", "add_columns": true}` adds those that the export has and the table has not |
 
-**When it fails.** The table is as it was before: an export is loaded in one transaction, or not at all. The last
-line of the task's log says what happened and what to do. The task retries by itself three times where that can
+**When it fails.** The table is as it was before: an export is loaded in one transaction, or not at all. The error
+in the task's log says what happened and what to do. The task retries by itself three times where that can
 help; to run it again later, clear it. Running it twice is always safe: what the history has is not loaded again.
 
 **When nothing changes.** The log says why: `already_loaded`, or `outdated`, since a later snapshot was loaded before.

@@ -70,10 +70,9 @@ def ui(rows: int) -> None:
   login           {USER}, password {PASSWORD}
   the S3 server   {endpoint}/{services.BUCKET} lists the objects; add /KEY to see one
 
-  All DAGs are on: last night's runs come by themselves within a minute, "Trigger" on orders_export starts more.
+  All DAGs but orders_deadline are on: last night's runs come by themselves within a minute, "Trigger" on orders_export starts more.
   orders_ingest loads what they publish into the database analytics, but not what somebody has selected by hand.
   The orders are of 2026-10-23 to 2026-11-21: "Trigger" on orders_export_daily has "Backfill", a file for each day.
-  orders_deadline can fail at first: it looks for last night's files while they are still being made.
   Ctrl-C ends everything.
 """)
         while all(part.poll() is None for part in airflow):
