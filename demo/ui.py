@@ -70,7 +70,8 @@ def ui(rows: int) -> None:
   login           {USER}, password {PASSWORD}
   the S3 server   {endpoint}/{services.BUCKET} lists the objects; add /KEY to see one
 
-  All DAGs but orders_deadline are on: last night's runs come by themselves within a minute, "Trigger" on orders_export starts more.
+  All DAGs but orders_deadline are on: last night's runs come by themselves within a minute.
+  "Trigger" on orders_export starts more, and has a form for a selection of the orders.
   orders_ingest loads what they publish into the database analytics, but not what somebody has selected by hand.
   The orders are of 2026-10-23 to 2026-11-21: "Trigger" on orders_export_daily has "Backfill", a file for each day.
   Ctrl-C ends everything.
