@@ -43,7 +43,7 @@ with DAG(
     schedule=CronDataIntervalTimetable("0 0 * * *", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
-    max_active_runs=16,
+    max_active_runs=8,
     default_args={
         "retries": 3,
         "retry_delay": timedelta(minutes=2),

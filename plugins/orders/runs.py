@@ -95,11 +95,12 @@ def choose_task(params: Mapping[str, Any], dag_run: Any, client: Any, bucket: st
     :raises AirflowFailException: naming the field of the form that can't be.
     """
     check_form(params, dag_run.conf or {})
+    bucket, key = str(bucket), str(key)  # a name of digits is rendered as a number
     asked = {name for name, value in DEFAULTS.items() if (params[name] or None) != (value or None)}
     if changed := sorted(asked - {"dry_run"}):
         log.info("The form asks for %s: this run exports a selection to a place of its own.", ", ".join(changed))
         return "export_selection"
-    if dag_run.run_type == "manual":
+    if dag_run.run_type not in ("scheduled", "backfill"):
         by = published_by(client, bucket, key)
         if by not in (None, dag_run.run_id):
             log.info("s3://%s/%s is by run %s, and stays: this run writes to a place of its own.", bucket, key, by)
@@ -114,7 +115,10 @@ def check_form(params: Mapping[str, Any], conf: Mapping[str, Any]) -> None:
     :raises AirflowFailException: naming the field.
     """
     if unknown := sorted(conf.keys() - FORM.keys()):
-        raise _refused(unknown[0], conf[unknown[0]], f"the parameters are {', '.join(FORM)}")
+        # Without its value, which nobody expects here and may be personal.
+        raise AirflowFailException(
+            f"{unknown[0]} is no parameter: they are {', '.join(FORM)}. Nothing was read or written."
+        )
     times: dict[str, datetime] = {}
     for name in ("created_from", "created_to"):
         if params[name] is None:

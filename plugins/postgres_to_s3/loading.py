@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,8 @@ def load_manifests(
 ) -> list[dict[str, Any]]:
     """Load manifests one after the other; what was loaded before an error stays, and a retry skips it.
 
+    Windows that an export of all rows has taken away from the table, by coming late, are loaded again after it.
+
     :returns: what `streaming_export.IngestResult` holds, of each.
     :raises streaming_export.IngestError: see `streaming_export.ingest`.
     :raises AirflowFailException: for a manifest or columns that no retry makes better: later events wait meanwhile.
@@ -54,7 +57,11 @@ def load_manifests(
     engine, client = postgres_engine(postgres_conn_id), s3_client(aws_conn_id)
     where = {"bucket": bucket, "schema": schema, "table": table}
     try:
-        results = [ingest(url, engine=engine, client=client, add_columns=add_columns, **where) for url in urls]
+        results, waiting = [], deque(urls)
+        while waiting:
+            result = ingest(waiting.popleft(), engine=engine, client=client, add_columns=add_columns, **where)
+            results.append(result)
+            waiting.extend(url for url in result.load_again if url not in waiting)
     except (ManifestError, ColumnsChanged) as exc:
         raise AirflowFailException(str(exc)) from exc
     return [dataclasses.asdict(result) for result in results]

@@ -203,7 +203,6 @@ class PostgresToS3Operator(BaseOperator):
             export,
             ti,
             client,
-            window=(self.window[0], self.window[1]) if self.window else None,
             run={"dag": ti.dag_id, "task": ti.task_id, "run": ti.run_id, "try": ti.try_number},
         )
         return result
@@ -214,10 +213,11 @@ class PostgresToS3Operator(BaseOperator):
             self.query,
             engine=postgres_engine(self.postgres_conn_id),
             client=client,
-            bucket=self.s3_bucket,
-            key=self.s3_key,
+            bucket=str(self.s3_bucket),  # a template of digits is rendered as a number
+            key=str(self.s3_key),
             parameters=self.parameters,
             unique_key=self.unique_key,
+            window=(self.window[0], self.window[1]) if self.window else None,
             application_name=f"airflow {ti.dag_id}.{ti.task_id} {ti.run_id}",
             cancellation=self._cancellation,
             **arguments,

@@ -180,7 +180,8 @@ _PASSING_SQLSTATES = ("08", "53", "40", "55P03", "57014", "57P01", "57P02", "57P
 # raises itself. A token that has expired is a new one in the next try.
 _PASSING_CODES = {
     *("SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "429"),
-    *("InternalError", "ServiceUnavailable", "OperationAborted", "RequestTimeout", "ExpiredToken", "500", "502"),
+    *("InternalError", "ServiceUnavailable", "OperationAborted", "RequestTimeout", "BadDigest", "ExpiredToken"),
+    *("500", "502"),
     *("503", "504", "IncompleteReadError", "ConnectTimeoutError", "ReadTimeoutError", "EndpointConnectionError"),
     *("ConnectionClosedError", "ConnectionError", "HTTPClientError", "ResponseStreamingError", "SSLError"),
     *("ProxyConnectionError", "CredentialRetrievalError", "MetadataRetrievalError"),

@@ -209,11 +209,12 @@ def preview(
     key: str,
     parameters: Mapping[str, Any] | None = None,
     unique_key: str | None = None,
+    window: tuple[str, str] | None = None,
     application_name: str = "streaming_export",
     cancellation: Cancellation | None = None,
     **options: Any,
 ) -> Preview:
-    """What `export` would do with the same arguments; reads no row and writes nothing.
+    """What `export` would do with the same arguments; waits for nothing, reads no row and writes nothing.
 
     :raises InvalidArgument: as `export`.
     :raises QueryError: as `export`.
@@ -227,7 +228,7 @@ def preview(
         key=key,
         parameters=parameters or {},
         unique_key=unique_key,
-        window=None,
+        window=window,
         run={},
         application_name=application_name,
         cancellation=cancellation or Cancellation(),

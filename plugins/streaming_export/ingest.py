@@ -35,6 +35,8 @@ class IngestResult:
         "already_loaded", or is "outdated", since a later snapshot of the same rows was loaded before.
     :param rows: that the manifest has.
     :param seconds: from the call to the end of the transaction.
+    :param load_again: manifests of windows that are missing in the table, since an export of all rows with an earlier
+        snapshot was loaded after them.
     """
 
     manifest_url: str
@@ -42,6 +44,7 @@ class IngestResult:
     outcome: Outcome
     rows: int
     seconds: float
+    load_again: tuple[str, ...] = ()
 
     @property
     def already_loaded(self) -> bool:
@@ -85,9 +88,10 @@ def ingest(
     with _translated(manifest.url), engine.begin() as connection:
         target = _target(connection, schema, table, manifest)
         outcome = _load(target, client, bucket, add_columns)
+        load_again = tuple(target.superseded_windows())
     seconds = round(time.monotonic() - started, 3)
     log.info("%s of %s: %s, %s rows, %.1f s.", manifest.url, table, outcome, f"{manifest.rows:,}", seconds)
-    return IngestResult(manifest.url, f"{schema}.{table}", outcome, manifest.rows, seconds)
+    return IngestResult(manifest.url, f"{schema}.{table}", outcome, manifest.rows, seconds, load_again)
 
 
 def _check(engine: sa.Engine, table: str, schema: str) -> None:
@@ -129,6 +133,8 @@ def _load(target: Target, client: Any, bucket: str, add_columns: bool) -> Outcom
     outcome: Outcome = "upserted" if manifest.window else "replaced"
     rows = target.upsert() if manifest.window else target.replace()
     _compare(target.manifest.url, rows, manifest.rows)
+    if not manifest.window:
+        target.supersede_windows()
     target.record(outcome)
     return outcome
 

@@ -345,7 +345,7 @@ class Upload:
             if _code(exc) in ("PreconditionFailed", "ConditionalRequestConflict"):
                 raise VerificationError(
                     f"{self.url} was replaced by another writer while this export ran, and stays as that left it."
-                    " See whether two runs write to this key."
+                    f" {self.state}. See whether two runs write to this key."
                 ) from exc
             state = None if published is False else "Whether it was published is not known"
             raise self._failed(doing, exc, state) from exc

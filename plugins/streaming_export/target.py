@@ -167,10 +167,32 @@ class Target:
         values = [self.table, manifest.sha256, manifest.url, mode, manifest.rows, *window, manifest.taken_at]
         self._run(
             "INSERT INTO {history} (table_name, manifest_sha256, manifest_url, mode, rows, window_from, window_to,"
-            " snapshot_taken_at) VALUES ({values})",
+            " snapshot_taken_at) VALUES ({values}) ON CONFLICT (table_name, manifest_sha256) DO UPDATE SET mode ="
+            " excluded.mode, loaded_at = excluded.loaded_at",
             history=self._history,
             values=sql.SQL(", ").join(map(sql.Literal, values)),
         )
+
+    def supersede_windows(self) -> None:
+        """Note that this export of all rows has taken away what windows of later snapshots had added."""
+        self._run(
+            "UPDATE {history} SET mode = 'superseded'"
+            " WHERE table_name = {table} AND window_from IS NOT NULL AND snapshot_taken_at > {taken_at}",
+            history=self._history,
+            table=sql.Literal(self.table),
+            taken_at=sql.Literal(self.manifest.taken_at),
+        )
+
+    def superseded_windows(self) -> list[str]:
+        """Manifests of the windows whose rows are missing because of that, in the order of their snapshots."""
+        urls: list[str] = self._ask(
+            "SELECT coalesce(array_agg(manifest_url ORDER BY snapshot_taken_at), ARRAY[]::text[]) FROM {history} AS h"
+            " WHERE table_name = {table} AND mode = 'superseded' AND snapshot_taken_at >"
+            " (SELECT max(snapshot_taken_at) FROM {history} WHERE table_name = h.table_name AND window_from IS NULL)",
+            history=self._history,
+            table=sql.Literal(self.table),
+        )
+        return urls
 
     @property
     def _name(self) -> str:
@@ -229,7 +251,7 @@ class Target:
 
     def _in_history(self, condition: str, **values: Any) -> bool:
         found = self._ask(
-            "SELECT EXISTS (SELECT FROM {history} WHERE table_name = {table} AND {condition})",
+            "SELECT EXISTS (SELECT FROM {history} WHERE table_name = {table} AND mode <> 'superseded' AND {condition})",
             history=self._history,
             table=sql.Literal(self.table),
             condition=sql.SQL(condition).format(**values),

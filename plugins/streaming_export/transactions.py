@@ -25,16 +25,18 @@ _PAUSE_SECONDS = 0.5
 
 # Without pg_read_all_stats a role sees of others' sessions only that they are there; with track_activities off
 # nobody sees more (PostgreSQL manual, 27.2.3 "pg_stat_activity"). Those excluded never write rows of tables.
-# A prepared transaction is older than it tells: it was begun before it was prepared.
+# The second is for a transaction that has its time already, but is not shown yet.
 _RUNNING = sa.text(
     """
     SELECT pg_is_in_recovery() AS standby,
-           clock_timestamp() < :end AS early,
+           clock_timestamp() AS now,
+           clock_timestamp() < :end + interval '1 second' AS early,
            count(*) FILTER (WHERE xact_start < :end) AS running,
            array_agg(pid ORDER BY xact_start) FILTER (WHERE xact_start < :end) AS pids,
            min(xact_start) AS oldest,
            count(*) FILTER (WHERE state = 'disabled' OR query = '<insufficient privilege>') AS hidden,
-           (SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()) AS prepared
+           (SELECT count(*) FROM pg_prepared_xacts
+            WHERE database = current_database() AND prepared <= cast(:settled AS timestamptz)) AS prepared
     FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()
       AND coalesce(backend_type, '') NOT IN ('autovacuum worker', 'walsender', 'parallel worker')
@@ -64,32 +66,36 @@ def wait_for_older(
     :param check: called twice a second; what it raises ends the wait.
     :raises TransactionsRunning: if some are still running after `timeout`.
     """
-    started = reported = time.monotonic()
+    started = time.monotonic()
+    reported = None
+    # A prepared transaction is older than it tells: it was begun before it was prepared. What is prepared after no
+    # session had an older one any more is not.
+    settled: datetime | str = "infinity"
     # Within one transaction the answer would stay the same.
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(sa.select(sa.func.set_config("application_name", application_name, False)))
         while True:
-            found = connection.execute(_RUNNING, {"end": end}).one()
+            found = connection.execute(_RUNNING, {"end": end, "settled": settled}).one()
             seconds = time.monotonic() - started
-            if found.standby or not (found.early or found.running or found.prepared):
+            if not found.early and (found.standby or not (found.running or found.prepared)):
                 return _ended(found, end, seconds)
+            if settled == "infinity" and not (found.early or found.running):
+                settled = found.now
             told = _told(found, end)
             if seconds >= timeout:
                 raise TransactionsRunning(
                     f"{told} Waited {seconds:.0f} s; what they will commit would be missing for ever, so nothing was"
-                    " read or published. Retry later. pg_stat_activity shows them: end those that somebody has"
-                    " forgotten (state 'idle in transaction'), or wait longer."
+                    " read or published. Retry later, or wait longer. pg_stat_activity and pg_prepared_xacts show them:"
+                    " end those that somebody has forgotten."
                 )
-            if not seconds or time.monotonic() - reported > _LOG_SECONDS or reported == started:
+            if reported is None or time.monotonic() - reported > _LOG_SECONDS:
                 reported = time.monotonic()
-                log.info("%s Waiting for them, %.0f s at most.", told, timeout - seconds)
+                log.info("%s Waiting, %.0f s at most.", told, timeout - seconds)
             check()
             time.sleep(_PAUSE_SECONDS)
 
 
 def _told(found: sa.Row[Any], end: datetime) -> str:
-    if found.early:
-        return f"The server's clock has not come to {end.isoformat()} yet."
     if found.running:
         pids = ", ".join(map(str, found.pids[:5])) + (", …" if found.running > 5 else "")
         since = found.oldest.isoformat(timespec="seconds")
@@ -97,7 +103,9 @@ def _told(found: sa.Row[Any], end: datetime) -> str:
             f"{found.running} transactions that began before {end.isoformat()} are still running (pid {pids}; the"
             f" oldest since {since})."
         )
-    return f"{found.prepared} prepared transactions (pg_prepared_xacts) are not committed yet."
+    if found.early:
+        return f"The server's clock has not come to {end.isoformat()} yet."
+    return f"{found.prepared} prepared transactions are neither committed nor rolled back yet."
 
 
 def _ended(found: sa.Row[Any], end: datetime, seconds: float) -> Wait:

@@ -274,6 +274,33 @@ def test_a_late_event_of_another_window_is_loaded(publish: Export, load: Load, l
     assert loaded() == [(1,), (2,)]
 
 
+def test_a_late_export_of_all_rows_takes_no_window_away(
+    publish: Export, load: Load, loaded: Callable[[], list[Any]], history: Callable[[], list[Any]]
+) -> None:
+    """What a window with a later snapshot had added is named for being loaded again, until it is."""
+    all_rows = publish("SELECT 1::bigint AS id", key="all.csv")
+    window = publish("SELECT 2::bigint AS id", key="window.csv", window=WINDOW)
+    assert load(window).outcome == "upserted"
+    first = load(all_rows)
+    assert (first.outcome, first.load_again) == ("replaced", (window.manifest_url,))
+    assert loaded() == [(1,)]
+    again = load(all_rows)
+    assert (again.outcome, again.load_again) == ("already_loaded", (window.manifest_url,))
+    second = load(window)
+    assert (second.outcome, second.load_again) == ("upserted", ())
+    assert loaded() == [(1,), (2,)]
+    assert load(window).outcome == "already_loaded"
+
+
+def test_a_later_export_of_all_rows_has_the_windows_too(
+    publish: Export, load: Load, loaded: Callable[[], list[Any]]
+) -> None:
+    """A window whose snapshot is earlier is not loaded again."""
+    load(publish("SELECT 2::bigint AS id", key="window.csv", window=WINDOW))
+    assert load(publish("SELECT 1::bigint AS id", key="all.csv")).load_again == ()
+    assert loaded() == [(1,)]
+
+
 def test_a_dropped_table_is_made_anew(
     publish: Export, load: Load, loaded: Callable[[], list[Any]], sql: Callable[[str], list[Any]], analytics: str
 ) -> None:

@@ -49,6 +49,13 @@ def test_a_preview_shows_no_values_of_parameters(orders: int, engine: sa.Engine,
     assert SECRET not in str(found)
 
 
+def test_a_preview_takes_what_an_export_takes(orders: int, engine: sa.Engine, client: Any, bucket: str) -> None:
+    """A window and the wait for its transactions too; it waits for none."""
+    window = ("2026-11-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00")
+    arguments: dict[str, Any] = {"engine": engine, "client": client, "bucket": bucket, "key": "orders.csv"}
+    assert preview("SELECT * FROM orders", window=window, wait_for_transactions=3600, **arguments).estimated_rows
+
+
 def test_a_preview_refuses_what_an_export_refuses(engine: sa.Engine, client: Any, bucket: str) -> None:
     """Arguments and queries are checked as the export would check them."""
     arguments: dict[str, Any] = {"engine": engine, "client": client, "bucket": bucket}

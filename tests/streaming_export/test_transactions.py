@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -142,6 +144,32 @@ def test_a_prepared_transaction_is_waited_for(items: sa.Engine, exported: Export
         other.exec_driver_sql("COMMIT PREPARED 'late'")
     assert exporting.ends()
     assert exporting.result == [1, 2]
+
+
+def test_later_prepared_transactions_are_not_waited_for(items: sa.Engine, exported: Exports) -> None:
+    """Those prepared when no older session was left are younger: steady two-phase commits hold up nobody for ever."""
+    stop = threading.Event()
+
+    def commit_in_two_phases() -> None:
+        with items.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            for number in itertools.count(3):
+                connection.exec_driver_sql(
+                    f"BEGIN; INSERT INTO items VALUES ({number}, now()); PREPARE TRANSACTION 'steady {number}'"
+                )
+                if number > 3:
+                    connection.exec_driver_sql(f"COMMIT PREPARED 'steady {number - 1}'")
+                if stop.wait(0.05):
+                    connection.exec_driver_sql(f"COMMIT PREPARED 'steady {number}'")
+                    return
+
+    steady = Running(commit_in_two_phases)
+    try:
+        with items.connect() as connection:
+            ids = exported(now(connection) - timedelta(seconds=30), wait=15)
+    finally:
+        stop.set()
+        assert steady.ends()
+    assert ids == [1]
 
 
 def test_the_servers_clock_is_waited_for(items: sa.Engine, exported: Exports) -> None:
