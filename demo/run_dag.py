@@ -51,7 +51,8 @@ class Watch:
 
     @hookimpl
     def on_task_instance_success(self, previous_state: Any, task_instance: Any) -> None:
-        self._done.set()
+        if task_instance.task_id == EXPORT[1]:
+            self._done.set()
 
     @hookimpl
     def on_task_instance_failed(self, previous_state: Any, task_instance: Any, error: Any) -> None:
