@@ -57,11 +57,13 @@ def load_manifests(
     engine, client = postgres_engine(postgres_conn_id), s3_client(aws_conn_id)
     where = {"bucket": bucket, "schema": schema, "table": table}
     try:
-        results, waiting = [], deque(urls)
+        results, waiting, again = [], deque(urls), set[str]()
         while waiting:
             result = ingest(waiting.popleft(), engine=engine, client=client, add_columns=add_columns, **where)
             results.append(result)
-            waiting.extend(url for url in result.load_again if url not in waiting)
+            # Each once: its URL may lead to another manifest by now.
+            waiting.extend(url for url in result.load_again if url not in again)
+            again.update(result.load_again)
     except (ManifestError, ColumnsChanged) as exc:
         raise AirflowFailException(str(exc)) from exc
     return [dataclasses.asdict(result) for result in results]

@@ -187,8 +187,10 @@ class Target:
         """Manifests of the windows whose rows are missing because of that, in the order of their snapshots."""
         urls: list[str] = self._ask(
             "SELECT coalesce(array_agg(manifest_url ORDER BY snapshot_taken_at), ARRAY[]::text[]) FROM {history} AS h"
-            " WHERE table_name = {table} AND mode = 'superseded' AND snapshot_taken_at >"
-            " (SELECT max(snapshot_taken_at) FROM {history} WHERE table_name = h.table_name AND window_from IS NULL)",
+            " WHERE table_name = {table} AND mode = 'superseded' AND NOT EXISTS ("
+            "SELECT FROM {history} AS later WHERE later.table_name = h.table_name"
+            " AND later.snapshot_taken_at > h.snapshot_taken_at AND (later.window_from IS NULL"
+            " OR later.window_from = h.window_from AND later.window_to = h.window_to))",
             history=self._history,
             table=sql.Literal(self.table),
         )

@@ -292,6 +292,20 @@ def test_a_late_export_of_all_rows_takes_no_window_away(
     assert load(window).outcome == "already_loaded"
 
 
+def test_of_a_window_that_was_exported_again_the_last_is_loaded_again(
+    publish: Export, load: Load, loaded: Callable[[], list[Any]]
+) -> None:
+    """A rerun has replaced the manifest of the first run: it is named once, and not any more when it is loaded."""
+    all_rows = publish("SELECT 1::bigint AS id", key="all.csv")
+    load(publish("SELECT 2::bigint AS id", key="window.csv", window=WINDOW))
+    window = publish("SELECT 3::bigint AS id", key="window.csv", window=WINDOW)
+    load(window)
+    assert load(all_rows).load_again == (window.manifest_url,)
+    again = load(window)
+    assert (again.outcome, again.load_again) == ("upserted", ())
+    assert loaded() == [(1,), (3,)]
+
+
 def test_a_later_export_of_all_rows_has_the_windows_too(
     publish: Export, load: Load, loaded: Callable[[], list[Any]]
 ) -> None:
