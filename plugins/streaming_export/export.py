@@ -7,7 +7,7 @@ import logging
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
@@ -180,62 +180,57 @@ def export(
     :raises VerificationError: if what was read, sent and stored do not agree.
     :raises ExportCancelled: if it was cancelled.
     """
-    job = _Export(
-        query=query,
+    job = _job(
+        query,
         engine=engine,
         client=client,
         bucket=bucket,
         key=key,
-        parameters=parameters or {},
+        parameters=parameters,
         unique_key=unique_key,
         window=window,
-        run=run or {},
+        run=run,
         application_name=application_name,
-        cancellation=cancellation or Cancellation(),
-        options=Options(**options),
+        cancellation=cancellation,
+        **options,
     )
-    job.check()
     result = run_cancellable(job.work, job.cancellation)
     _log_end(result)
     return result
 
 
-def preview(
-    query: Source,
-    *,
-    engine: sa.Engine,
-    client: Any,
-    bucket: str,
-    key: str,
-    parameters: Mapping[str, Any] | None = None,
-    unique_key: str | None = None,
-    window: tuple[str, str] | None = None,
-    application_name: str = "streaming_export",
-    cancellation: Cancellation | None = None,
-    **options: Any,
-) -> Preview:
+def preview(query: Source, **arguments: Any) -> Preview:
     """What `export` would do with the same arguments; waits for nothing, reads no row and writes nothing.
 
     :raises InvalidArgument: as `export`.
     :raises QueryError: as `export`.
     :raises UploadError: if the object store does not answer.
     """
+    job = _job(query, **arguments)
+    return run_cancellable(job.preview, job.cancellation)
+
+
+def _job(
+    query: Source,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    run: Mapping[str, str | int | None] | None = None,
+    cancellation: Cancellation | None = None,
+    **arguments: Any,
+) -> _Export:
+    """The arguments of `export`, checked."""
+    names = {option.name for option in fields(Options)} & arguments.keys()
+    options = Options(**{name: arguments.pop(name) for name in names})
     job = _Export(
         query=query,
-        engine=engine,
-        client=client,
-        bucket=bucket,
-        key=key,
         parameters=parameters or {},
-        unique_key=unique_key,
-        window=window,
-        run={},
-        application_name=application_name,
+        run=run or {},
         cancellation=cancellation or Cancellation(),
-        options=Options(**options),
+        options=options,
+        **arguments,
     )
     job.check()
-    return run_cancellable(job.preview, job.cancellation)
+    return job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,10 +243,10 @@ class _Export:
     bucket: str
     key: str
     parameters: Mapping[str, Any]
-    unique_key: str | None
-    window: tuple[str, str] | None
+    unique_key: str | None = None
+    window: tuple[str, str] | None = None
     run: Mapping[str, str | int | None]
-    application_name: str
+    application_name: str = "streaming_export"
     cancellation: Cancellation
     options: Options
 
@@ -315,7 +310,9 @@ class _Export:
                     started_at=started_at,
                 )
                 document = manifest.build(published, self.bucket, exported)
-                manifest.put(self.client, self.bucket, manifest_key, document, self.options.extra_args, replaces)
+                extra_args = self.options.extra_args
+                state = "The files are visible, whole and verified, but nobody is told of them yet: export again."
+                manifest.put(self.client, self.bucket, manifest_key, document, extra_args, replaces, state)
         manifest_url = f"s3://{self.bucket}/{manifest_key}"
         return self._result(exported, manifest_url, snapshot.info.taken_at, time.monotonic() - started)
 

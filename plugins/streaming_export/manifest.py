@@ -114,10 +114,17 @@ def build(published: Published, bucket: str, files: Sequence[ExportedFile]) -> d
 
 
 def put(
-    client: Any, bucket: str, key: str, document: Mapping[str, Any], extra_args: Mapping[str, Any], etag: str | None
+    client: Any,
+    bucket: str,
+    key: str,
+    document: Mapping[str, Any],
+    extra_args: Mapping[str, Any],
+    etag: str | None,
+    state: str,
 ) -> None:
     """Write a JSON document, if it is still the one with `etag` that it replaces (None: there is none).
 
+    :param state: for the error, what is published and what to do.
     :raises VerificationError: if another one was written meanwhile.
     :raises UploadError: if the store failed.
     """
@@ -136,7 +143,7 @@ def put(
                 f"s3://{bucket}/{key} was written by another export meanwhile, and stays as that left it. Its files"
                 " may be of this one: export again."
             ) from exc
-        raise UploadError(f"The object store failed while writing s3://{bucket}/{key}: {code}.", code) from exc
+        raise UploadError(f"The object store failed while writing s3://{bucket}/{key}: {code}. {state}", code) from exc
 
 
 def get(client: Any, bucket: str, key: str) -> tuple[Any, str | None]:

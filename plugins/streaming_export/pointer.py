@@ -43,7 +43,8 @@ def move_pointer(
         if (there := _taken_at(current)) and there >= taken_at:
             return False
         try:
-            manifest.put(client, bucket, key, document, extra_args or {}, etag)
+            state = f"{manifest_url} is published, and is not named by this yet: export again."
+            manifest.put(client, bucket, key, document, extra_args or {}, etag, state)
         except VerificationError:
             if attempt == _TRIES:
                 raise

@@ -15,9 +15,11 @@ import pytest
 import sqlalchemy as sa
 
 import streaming_export
+from demo import services
 from orders.models import Order, select_orders
-from streaming_export import VerificationError, export, manifest
+from streaming_export import UploadError, VerificationError, export, manifest
 from tests.conftest import content, keys
+from tests.streaming_export.store import hook, refusal
 
 SCHEMA = json.loads((Path(streaming_export.__file__).parent / "manifest.schema.json").read_text())
 
@@ -170,11 +172,25 @@ def test_concurrent_exports_do_not_interleave(
 def test_a_put_whose_answer_was_lost_is_not_an_error(client: Any, bucket: str) -> None:
     """A retry is refused by the condition that the first try has made untrue: what counts is what is there."""
     document = {"a": 1}
-    manifest.put(client, bucket, "m.json", document, {}, None)
-    manifest.put(client, bucket, "m.json", document, {}, None)
+    manifest.put(client, bucket, "m.json", document, {}, None, "")
+    manifest.put(client, bucket, "m.json", document, {}, None, "")
     with pytest.raises(VerificationError):
-        manifest.put(client, bucket, "m.json", {"a": 2}, {}, None)
+        manifest.put(client, bucket, "m.json", {"a": 2}, {}, None, "")
     assert manifest.get(client, bucket, "m.json")[0] == document
+
+
+def test_a_manifest_that_cannot_be_written(orders: int, engine: sa.Engine, endpoint: str, bucket: str) -> None:
+    """The error says that the files are visible, that nobody is told of them, and what to do."""
+    client = services.s3_client(endpoint)
+
+    def refuse(params: dict[str, Any]) -> Any:
+        return refusal("SlowDown", 503) if params["url"].endswith("manifest.json") else None
+
+    hook(client, "PutObject", refuse)
+    with pytest.raises(UploadError, match=r"manifest\.json: SlowDown\. The files are visible.*export again") as caught:
+        export(select_orders(), engine=engine, client=client, bucket=bucket, key="orders.csv", unique_key="id")
+    assert caught.value.code == "SlowDown"
+    assert keys(client, bucket) == ["orders.csv"]
 
 
 def test_readers_agree(orders: int, engine: sa.Engine, client: Any, bucket: str, tmp_path: Path) -> None:
