@@ -36,6 +36,12 @@ def postgres_engine(conn_id: str) -> Engine:
     )
 
 
+def secret(conn_id: str) -> str | None:
+    """The password of a connection of any type."""
+    password: str | None = PostgresHook.get_connection(conn_id).password
+    return password
+
+
 def s3_client(conn_id: str | None) -> Any:
     """A boto3 S3 client for an AWS connection, with its endpoint, role and ``config_kwargs``."""
     hook = S3Hook(aws_conn_id=conn_id)

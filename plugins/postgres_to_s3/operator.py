@@ -14,8 +14,9 @@ from airflow.sdk.observability import stats
 from sqlalchemy import text
 from sqlalchemy.dialects import postgresql
 
-from postgres_to_s3.connections import postgres_engine, postgres_hook, s3_client
+from postgres_to_s3.connections import postgres_engine, postgres_hook, s3_client, secret
 from postgres_to_s3.links import S3ObjectLink
+from postgres_to_s3.parameters import Parameters
 from postgres_to_s3.retries import RetryByCause
 from streaming_export import (
     Cancellation,
@@ -32,6 +33,7 @@ from streaming_export import (
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context, RetryPolicy
+    from jinja2 import Environment
     from sqlalchemy.sql.expression import SelectBase
 
 # Airflow takes a mapped task's policy from the default in the signature.
@@ -62,6 +64,12 @@ class PostgresToS3Operator(BaseOperator):
         marks the task skipped, ``fail`` fails it.
     :param verify_rows: have the database count the rows in the same snapshot, and compare; turn it off for
         queries that are too expensive to run twice.
+    :param columns: names of the only columns in the file, in its order: what the query has beside them is never
+        exported, whatever is added to its tables.
+    :param mask: by column, what stands in the file in place of its values: ``hash``, ``redact`` or ``drop``.
+    :param mask_conn_id: a connection of any type whose password is the key of ``hash``. (templated)
+    :param spreadsheet_safe: put ``'`` before text that a spreadsheet would take for a formula; for files that people
+        open, since it changes the data.
     :param compression: ``gzip`` or ``zstd``; adds ``.gz`` or ``.zst`` to the key. (templated)
     :param max_file_rows: data rows of a file; more go to further files: ``…-00001.csv``, ``…-00002.csv``, …
     :param max_file_bytes: bytes of CSV of a file, before compression; likewise.
@@ -92,6 +100,7 @@ class PostgresToS3Operator(BaseOperator):
         "latest_key",
         "wait_for_transactions",
         "preview",
+        "mask_conn_id",
         "postgres_conn_id",
         "aws_conn_id",
     )
@@ -114,6 +123,10 @@ class PostgresToS3Operator(BaseOperator):
         readers: int = 2,
         on_empty: Literal["header", "skip", "fail"] = "header",
         verify_rows: bool = True,
+        columns: Sequence[str] | None = None,
+        mask: Mapping[str, Literal["hash", "redact", "drop"]] | None = None,
+        mask_conn_id: str | None = None,
+        spreadsheet_safe: bool = False,
         compression: Literal["gzip", "zstd"] | None = None,
         max_file_rows: int | None = None,
         max_file_bytes: int | None = None,
@@ -139,19 +152,32 @@ class PostgresToS3Operator(BaseOperator):
         self.yield_per = yield_per
         self.wait_for_transactions = wait_for_transactions
         self.preview = preview
+        self.mask_conn_id = mask_conn_id
         self.options = {
             "method": method,
             "readers": readers,
             "on_empty": on_empty,
             "verify_rows": verify_rows,
+            "columns": columns,
+            "mask": mask or {},
+            "spreadsheet_safe": spreadsheet_safe,
             "max_file_rows": max_file_rows,
             "max_file_bytes": max_file_bytes,
             "extra_args": extra_args or {},
         }
         known = {name: value for name, value in self._templated().items() if not _is_template(value)}
         Options(**self.options, **known)  # refuses what no run could use
+        if "hash" in self.options["mask"].values() and not mask_conn_id:
+            raise InvalidArgument("mask_conn_id", mask_conn_id, "a connection whose password is the key of the hash")
         self._cancellation: Cancellation | None = None
         self._result: ExportResult | None = None
+
+    def render_template_fields(self, context: Context, jinja_env: Environment | None = None) -> None:
+        """Render, and keep the values of parameters out of what Airflow shows and stores of the rendered fields."""
+        super().render_template_fields(context, jinja_env)
+        if not isinstance(self.parameters, Mapping | None):
+            raise InvalidArgument("parameters", type(self.parameters).__name__, "a value for each name")
+        self.parameters = Parameters(self.parameters or {})
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the export.
@@ -217,6 +243,7 @@ class PostgresToS3Operator(BaseOperator):
             key=str(self.s3_key),
             parameters=self.parameters,
             unique_key=self.unique_key,
+            mask_key=secret(self.mask_conn_id) if self.mask_conn_id else None,
             window=(self.window[0], self.window[1]) if self.window else None,
             application_name=f"airflow {ti.dag_id}.{ti.task_id} {ti.run_id}",
             cancellation=self._cancellation,

@@ -27,6 +27,7 @@ from streaming_export.files import ExportedFile
 from streaming_export.ingest import IngestResult, ingest
 from streaming_export.manifest import published_by
 from streaming_export.pointer import move_pointer
+from streaming_export.private import impersonal
 
 __all__ = [
     "Cancellation",
@@ -54,6 +55,7 @@ __all__ = [
     "UploadError",
     "VerificationError",
     "export",
+    "impersonal",
     "ingest",
     "move_pointer",
     "preview",

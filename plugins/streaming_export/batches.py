@@ -8,13 +8,14 @@ from typing import BinaryIO
 
 import sqlalchemy as sa
 
+from streaming_export.private import set_private
 from streaming_export.query import Query
 from streaming_export.read_ahead import ReadBatch
 from streaming_export.snapshot import driver_connection, fetch_as_text
 
 
 class Cuts:
-    """The keys at which batches end, as SQL literals, while they are being found.
+    """The keys at which batches end, as text, while they are being found.
 
     One thread adds, others ask.
     """
@@ -57,7 +58,7 @@ def find_cuts(connection: sa.Connection, query: Query, yield_per: int, add: Call
     """Walk along the key once, and find the keys at which batches end.
 
     :param connection: used by nobody else meanwhile.
-    :param add: called with each key, as an SQL literal.
+    :param add: called with each key, as text.
     :returns: the rows of the whole query, those without a key too.
     """
     fetch_as_text(connection, query)
@@ -75,7 +76,7 @@ def find_cuts(connection: sa.Connection, query: Query, yield_per: int, add: Call
             return rows
         rows += 1
         if row[0] is not None:
-            add(cursor.mogrify("%s", row).decode())
+            add(row[0])
 
 
 def copy_batches(connection: sa.Connection, query: Query, cuts: Cuts) -> ReadBatch:
@@ -89,7 +90,9 @@ def copy_batches(connection: sa.Connection, query: Query, cuts: Cuts) -> ReadBat
         bounds = cuts.batch(number)
         if bounds is None:
             return None
-        cursor.copy_expert(query.copy(query.key_range(*bounds)), writer)
+        where, private = query.key_range(*bounds)
+        set_private(connection, private)
+        cursor.copy_expert(query.copy(where), writer)
         return int(cursor.rowcount)
 
     return read

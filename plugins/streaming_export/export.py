@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
@@ -19,10 +19,11 @@ from streaming_export.cancellation import Cancellation, run_cancellable
 from streaming_export.compression import ENCODINGS, Compression
 from streaming_export.errors import EmptyResult, ExportCancelled, InvalidArgument, UploadAborted, query_error
 from streaming_export.files import ExportedFile, Files, Format
+from streaming_export.masking import Mask
 from streaming_export.multipart import Upload
-from streaming_export.query import Query, Source, describe
+from streaming_export.query import Content, Query, Source, describe, explain
 from streaming_export.read_ahead import Stopped
-from streaming_export.reading import Reading, explain
+from streaming_export.reading import Reading
 from streaming_export.snapshot import Snapshot, driver_connection
 from streaming_export.transactions import Wait, wait_for_older
 
@@ -101,6 +102,11 @@ class Options:
     :param on_empty: for a query without rows: "header" writes just the header, "skip" writes nothing and
         leaves what was there, "fail" raises.
     :param verify_rows: have the database count the query's rows in the same snapshot, and compare.
+    :param columns: names of the only columns in the file, in its order: what the query has beside them is never
+        exported; None for all of its columns.
+    :param mask: by column, what stands in the file in place of its values: "hash", their HMAC-SHA-256 in hex;
+        "redact", ``***``; "drop" leaves the column out. NULL stays NULL. The server does it, before a byte leaves it.
+    :param spreadsheet_safe: put ``'`` before text that a spreadsheet would take for a formula; changes the data.
     :param compression: None, "gzip" or "zstd"; adds ``.gz`` or ``.zst`` to the key.
     :param max_file_rows: data rows of a file; more go to further files, ``…-00001.csv``, ``…-00002.csv``, …
     :param max_file_bytes: bytes of CSV of a file, before compression; likewise.
@@ -115,6 +121,9 @@ class Options:
     readers: int = 2
     on_empty: OnEmpty = "header"
     verify_rows: bool = True
+    columns: Sequence[str] | None = None
+    mask: Mapping[str, Mask] = field(default_factory=dict)
+    spreadsheet_safe: bool = False
     compression: Compression | None = None
     max_file_rows: int | None = None
     max_file_bytes: int | None = None
@@ -128,6 +137,7 @@ class Options:
             ("compression", (None, *get_args(Compression))),
             ("verify_rows", (True, False)),
         ]
+        Content(self.columns, self.mask, None, self.spreadsheet_safe)
         for name, allowed in choices:
             if (value := getattr(self, name)) not in allowed:
                 raise InvalidArgument(name, value, f"one of {', '.join(map(str, allowed))}")
@@ -151,6 +161,7 @@ def export(
     parameters: Mapping[str, Any] | None = None,
     unique_key: str | None = None,
     window: tuple[str, str] | None = None,
+    mask_key: str | None = None,
     run: Mapping[str, str | int | None] | None = None,
     application_name: str = "streaming_export",
     cancellation: Cancellation | None = None,
@@ -168,6 +179,8 @@ def export(
         are cut along it. Without it the query is read as one stream in its own order.
     :param window: begin and end, in ISO 8601 with an offset, of the time whose rows the query gives; for the
         manifest, and for `wait_for_transactions`.
+    :param mask_key: secret of the mask "hash", of at least 16 bytes: with the same one, the same value has the same
+        hash in every export.
     :param run: what runs the export, by name; for the manifest.
     :param application_name: what ``pg_stat_activity`` shows.
     :param cancellation: to stop the export from elsewhere.
@@ -189,6 +202,7 @@ def export(
         parameters=parameters,
         unique_key=unique_key,
         window=window,
+        mask_key=mask_key,
         run=run,
         application_name=application_name,
         cancellation=cancellation,
@@ -245,6 +259,7 @@ class _Export:
     parameters: Mapping[str, Any]
     unique_key: str | None = None
     window: tuple[str, str] | None = None
+    mask_key: str | None = field(default=None, repr=False)
     run: Mapping[str, str | int | None]
     application_name: str = "streaming_export"
     cancellation: Cancellation
@@ -264,7 +279,12 @@ class _Export:
         if self.key.startswith("/") or ".." in self.key.split("/") or not self.key.isprintable():
             raise InvalidArgument("key", self.key, "no leading /, no .. between slashes, no control characters")
         self._check_window()
+        self._content().private_values()  # refuses a key that is missing
         self._upload(self.key, lambda: None)
+
+    def _content(self) -> Content:
+        options = self.options
+        return Content(options.columns, options.mask, self.mask_key, options.spreadsheet_safe)
 
     def _check_window(self) -> None:
         if self.window is None:
@@ -289,7 +309,7 @@ class _Export:
         with _translated(cancel), Snapshot(self.engine, self.application_name) as snapshot:
             cancel.on_cancel(snapshot.cancel)
             self._log_start(snapshot)
-            query = describe(snapshot.holder, self.query, self.parameters, self.unique_key)
+            query = self._describe(snapshot)
             manifest_key = manifest.manifest_key(self.key)
             _, replaces = manifest.get(self.client, self.bucket, manifest_key)
             with self._read(snapshot, query) as reading, self._write(query, reading.stop) as files:
@@ -304,6 +324,8 @@ class _Export:
                     key_bounds=reading.key_bounds,
                     parameters=self.parameters,
                     compression=self.options.compression,
+                    mask=self.options.mask,
+                    spreadsheet_safe=self.options.spreadsheet_safe,
                     window=self.window,
                     waited=waited,
                     run=self.run,
@@ -321,7 +343,7 @@ class _Export:
         cancel = self.cancellation
         with _translated(cancel), Snapshot(self.engine, self.application_name) as snapshot:
             cancel.on_cancel(snapshot.cancel)
-            query = describe(snapshot.holder, self.query, self.parameters, self.unique_key)
+            query = self._describe(snapshot)
             plan = explain(snapshot.holder, query.select())
         keys = [self._form(query).key(self.key, 1), manifest.manifest_key(self.key)]
         return Preview(
@@ -331,6 +353,9 @@ class _Export:
             estimated_bytes=int(plan["Plan Rows"] * plan["Plan Width"]),
             targets={f"s3://{self.bucket}/{key}": self._upload(key, lambda: None).replaced() for key in keys},
         )
+
+    def _describe(self, snapshot: Snapshot) -> Query:
+        return describe(snapshot.holder, self.query, self.parameters, self.unique_key, self._content())
 
     def _wait(self) -> Wait | None:
         seconds = self.options.wait_for_transactions

@@ -18,14 +18,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from streaming_export.errors import UploadError, VerificationError
 from streaming_export.files import ExportedFile
+from streaming_export.private import impersonal
 from streaming_export.query import Query
 from streaming_export.snapshot import SnapshotInfo
 from streaming_export.transactions import Wait
 
 VERSION = 1
-
-# Types of a key whose values are of nobody's person, so that first and last may be told.
-_IMPERSONAL_KEYS = ("smallint", "integer", "bigint", "uuid", "date", "timestamp")
 
 
 def manifest_key(key: str) -> str:
@@ -43,6 +41,8 @@ class Published:
     :param key_bounds: text of the first and the last value of the unique key, where known.
     :param parameters: the values of the query's parameters.
     :param compression: of the files.
+    :param mask: by column, what stands in the place of its values.
+    :param spreadsheet_safe: whether ' stands before what a spreadsheet would take for a formula.
     :param window: begin and end of the time whose rows these are; None for all rows.
     :param waited: how the wait for transactions that began before the window's end went; None if there was none.
     :param run: what ran the export.
@@ -55,6 +55,8 @@ class Published:
     key_bounds: tuple[str | None, str | None]
     parameters: Mapping[str, Any]
     compression: str | None
+    mask: Mapping[str, str]
+    spreadsheet_safe: bool
     window: tuple[str, str] | None
     waited: Wait | None
     run: Mapping[str, str | int | None]
@@ -89,7 +91,9 @@ def build(published: Published, bucket: str, files: Sequence[ExportedFile]) -> d
             "header": True,
             "null": "",
             "compression": published.compression,
+            "spreadsheet_safe": published.spreadsheet_safe,
         },
+        "masked": dict(published.mask),
         "query": {
             "sha256": query.fingerprint,
             "parameters": {name: _impersonal(value) for name, value in published.parameters.items()},
@@ -188,21 +192,16 @@ def _put(client: Any, arguments: dict[str, Any], condition: dict[str, str]) -> N
 
 
 def _unique_key(query: Query, bounds: tuple[str | None, str | None]) -> dict[str, str | None] | None:
-    if query.unique_key is None:
+    if query.key is None:
         return None
-    (column,) = (column for column in query.columns if column.name == query.unique_key)
-    first, last = bounds if column.type.startswith(_IMPERSONAL_KEYS) else (None, None)
-    return {"name": query.unique_key, "first": first, "last": last}
+    first, last = bounds if query.key.impersonal else (None, None)
+    return {"name": query.key.name, "first": first, "last": last}
 
 
 def _impersonal(value: object) -> str | None:
-    """The text of a value that is of nobody's person: a date, a time, a boolean."""
-    if isinstance(value, str):
-        try:
-            datetime.fromisoformat(value)
-        except ValueError:
-            return None
-        return value
+    """The text of a value that may be seen."""
+    if not impersonal(value) or value is None:
+        return None
     if isinstance(value, bool):
         return str(value).lower()
-    return value.isoformat() if isinstance(value, date | datetime | time) else None
+    return value.isoformat() if isinstance(value, date | datetime | time) else str(value)

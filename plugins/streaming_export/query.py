@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 
 import sqlalchemy as sa
 from sqlalchemy.sql.expression import SelectBase, TextClause
 
 from streaming_export.errors import InvalidArgument
+from streaming_export.masking import Mask, holds_text, masked, private_key, spreadsheet_safe
+from streaming_export.parameters import fill_in
+from streaming_export.private import private, set_private
 
 #: A SELECT of SQLAlchemy, or SQL text with ``:name`` parameters.
 Source = SelectBase | TextClause | str
@@ -51,6 +55,11 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 
+# Types of a key whose values are of nobody's person, so that they may be told.
+_IMPERSONAL_KEYS = ("smallint", "integer", "bigint", "uuid", "date", "timestamp")
+
+_TEXT_OID = 25  # pg_type.dat: OIDs of built-in types never change
+
 # Steps of a plan that hand on a table's rows as they are.
 _PLAIN_NODES = {
     *("Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Heap Scan", "Bitmap Index Scan"),
@@ -80,19 +89,83 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
+class Key:
+    """The column that orders the file, as the query gives it.
+
+    :param name: its name.
+    :param oid: OID of its type.
+    :param type: its type, as it may stand in a cast.
+    :param impersonal: whether its values may be seen.
+    """
+
+    name: str
+    oid: int
+    type: str
+    impersonal: bool
+
+    @property
+    def column(self) -> str:
+        """SQL of the column."""
+        return f"q.{_quoted(self.name)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What of a query is in the file, and how.
+
+    :param columns: names of the only columns, in the file's order; None for all that the query has.
+    :param mask: by column, what stands in the place of its values (see `Mask`).
+    :param mask_key: of the mask "hash": the same value has the same hash as long as the key stays.
+    :param spreadsheet_safe: put ' before text that a spreadsheet would take for a formula.
+    :raises InvalidArgument: naming the argument, its value and what is allowed.
+    """
+
+    columns: Sequence[str] | None = None
+    mask: Mapping[str, Mask] = field(default_factory=dict)
+    mask_key: str | None = field(default=None, repr=False)
+    spreadsheet_safe: bool = False
+
+    def private_values(self) -> dict[str, str]:
+        """What its masks need.
+
+        :raises InvalidArgument: if the key is missing or short; without the key.
+        """
+        return private_key(self.mask_key) if "hash" in self.mask.values() else {}
+
+    def __post_init__(self) -> None:
+        if self.columns is not None:
+            names = self.columns
+            if isinstance(names, str) or not names or not all(isinstance(name, str) for name in names):
+                raise InvalidArgument("columns", names, "a list of names, or None for all columns")
+            if repeated := _repeated(names):
+                raise InvalidArgument("columns", list(names), f"each name once, not {repeated} twice")
+        if not isinstance(self.mask, Mapping) or not set(self.mask.values()) <= set(get_args(Mask)):
+            raise InvalidArgument("mask", self.mask, f"a mapping of columns to one of {', '.join(get_args(Mask))}")
+        if not isinstance(self.spreadsheet_safe, bool):
+            raise InvalidArgument("spreadsheet_safe", self.spreadsheet_safe, "true or false")
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
     """A query that Postgres has accepted, ready to be read in whole or in key ranges.
 
-    :param sql: the query, its parameters filled in by the driver.
-    :param columns: its columns, in order.
-    :param unique_key: name of the column that orders the file; None leaves the query's own order.
+    :param sql: the query, its parameters filled in by the driver, or private values of the session.
+    :param columns: the columns of the file, in order.
+    :param key: the column that orders the file; None leaves the query's own order.
     :param text: the query with the names of its parameters in place of their values.
+    :param private: private values that a session needs to run it (see `set_private`).
     """
 
     sql: str
     columns: tuple[Column, ...]
-    unique_key: str | None
+    key: Key | None
     text: str
+    private: Mapping[str, str] = field(repr=False)
+
+    @property
+    def unique_key(self) -> str | None:
+        """Name of the column that orders the file."""
+        return self.key.name if self.key else None
 
     @property
     def fingerprint(self) -> str:
@@ -108,7 +181,7 @@ class Query:
     def select(self, where: str = "") -> str:
         """The SELECT of the file's text, with an optional WHERE clause (see `key_range`)."""
         fields = ", ".join(f"{column.expression} AS {_quoted(column.name)}" for column in self.columns)
-        order = f" ORDER BY {self._key}" if self.unique_key else ""
+        order = f" ORDER BY {self.key.column}" if self.key else ""
         return f"SELECT {fields} FROM {self._source}{where}{order}"
 
     def copy(self, where: str = "") -> str:
@@ -121,18 +194,30 @@ class Query:
 
     def keys(self) -> str:
         """The statement that gives the key of every row, in order; NULL comes last."""
-        return f"SELECT {self._key} FROM {self._source} ORDER BY {self._key}"
+        return f"SELECT {self._key.column} FROM {self._source} ORDER BY {self._key.column}"
 
     def key_bound(self, *, last: bool) -> str:
-        """The statement that finds the first or the last value of the unique key."""
-        (text,) = (column.expression for column in self.columns if column.name == self.unique_key)
-        return f"SELECT ({text})::text FROM {self._source} ORDER BY {self._key} {'DESC' if last else 'ASC'} LIMIT 1"
+        """The statement that finds the first or the last value of the unique key, as it is in the file."""
+        (text,) = (column.expression for column in self.columns if column.name == self._key.name)
+        order = f"{self._key.column} {'DESC' if last else 'ASC'}"
+        return f"SELECT ({text})::text FROM {self._source} ORDER BY {order} LIMIT 1"
 
-    def key_range(self, after: str | None, upto: str | None) -> str:
-        """The WHERE clause of the keys in (after, upto], given as SQL literals; None is no bound."""
-        bounds = [(after, ">"), (upto, "<=")]
-        terms = [f"{self._key} {operator} {literal}" for literal, operator in bounds if literal is not None]
-        return f" WHERE {' AND '.join(terms)}" if terms else ""
+    def key_range(self, after: str | None, upto: str | None) -> tuple[str, dict[str, str]]:
+        """The WHERE clause of the keys in (after, upto], and the private values that it needs.
+
+        :param after: text of a key; None for no bound.
+        :param upto: likewise.
+        """
+        terms, values = [], {}
+        for name, operator, bound in (("after", ">", after), ("upto", "<=", upto)):
+            if bound is None:
+                continue
+            if self._key.impersonal:
+                terms.append(f"{self._key.column} {operator} '{bound}'")
+            else:
+                terms.append(f"{self._key.column} {operator} {private(name, self._key.type)}")
+                values[name] = bound
+        return f" WHERE {' AND '.join(terms)}" if terms else "", values
 
     @property
     def _source(self) -> str:
@@ -140,9 +225,9 @@ class Query:
         return f"(\n{self.sql}\n) AS q"
 
     @property
-    def _key(self) -> str:
-        assert self.unique_key is not None
-        return f"q.{_quoted(self.unique_key)}"
+    def _key(self) -> Key:
+        assert self.key is not None
+        return self.key
 
 
 def describe(
@@ -150,30 +235,40 @@ def describe(
     source: Source,
     parameters: Mapping[str, Any] | None = None,
     unique_key: str | None = None,
+    content: Content = Content(),
 ) -> Query:
     """Have Postgres check a query, and learn its columns; no row is read.
 
+    :param connection: it gets the query's private values.
     :param source: SQLAlchemy ``Select``, or SQL text with ``:name`` parameters.
-    :param parameters: a value for each parameter.
+    :param parameters: a value for each parameter. Those that may be of somebody's person become private values.
     :param unique_key: name of a column that is unique and not null.
-    :raises InvalidArgument: if a parameter is missing or unknown, two columns share a name, or the
-        unique key is not a column.
+    :param content: what of the query is in the file.
+    :raises InvalidArgument: if a parameter is missing or unknown, two columns share a name, what is named
+        as unique key or for the content is not a column, or the mask's key is missing.
     :raises sqlalchemy.exc.DBAPIError: if Postgres refuses the query.
     """
-    statement = _statement(source)
-    values = dict(parameters or {})
-    _check_parameters(statement, values, connection.dialect)
-    sql, text, description = _prepare(connection, statement, values)
-    _check_columns([column.name for column in description], unique_key)
+    sql, text, secrets = fill_in(connection, _statement(source), parameters or {})
+    set_private(connection, secrets := secrets | content.private_values())
+    description = _description(connection, sql)
+    names = [column.name for column in description]
+    _check_columns(names, unique_key)
+    _check_content(names, unique_key, content)
     types = _types(connection, {column.type_code for column in description})
-    not_null = _not_null_columns(connection, sql, {column.table_oid for column in description})
-    columns = []
-    for column in description:
-        type_name, category = types[column.type_code]
-        nullable = None if not_null is None else (column.table_oid, column.table_column) not in not_null
-        expression = _expression(column.name, type_name, category)
-        columns.append(Column(column.name, type_name, column.type_code, nullable, expression))
-    return Query(sql, tuple(columns), unique_key, text)
+    columns = {column.name: column for column in _columns(connection, sql, description, types)}
+    in_file = tuple(
+        _in_file(columns[name], types, content) for name in content.columns or names if content.mask.get(name) != "drop"
+    )
+    key = _key(columns[unique_key], types, content) if unique_key is not None else None
+    return Query(sql, in_file, key, text, secrets)
+
+
+def explain(connection: sa.Connection, sql: str) -> dict[str, Any]:
+    """The top node of the planner's plan (PostgreSQL manual, EXPLAIN)."""
+    explained = connection.execution_options(no_parameters=True).exec_driver_sql(f"EXPLAIN (FORMAT JSON) {sql}")
+    plans = explained.scalar_one()
+    node: dict[str, Any] = (json.loads(plans) if isinstance(plans, str) else plans)[0]["Plan"]
+    return node
 
 
 def csv_field(text: str | None, alone: bool = False) -> str:
@@ -210,69 +305,95 @@ def _without_end(sql: str) -> str:
     return sql[:end]
 
 
-def _check_parameters(statement: SelectBase | TextClause, values: Mapping[str, Any], dialect: sa.Dialect) -> None:
-    binds = statement.compile(dialect=dialect).binds.values()
-    if missing := sorted(bind.key for bind in binds if bind.required and bind.key not in values):
-        raise InvalidArgument(
-            "parameters",
-            sorted(values),
-            f"the query also needs a value for {', '.join(missing)} (write \\: for a colon that starts no parameter)",
-        )
-    known = {bind.key for bind in binds}
-    if unknown := sorted(values.keys() - known):
-        raise InvalidArgument("parameters", unknown, f"the query's parameters are {sorted(known) or 'none'}")
-
-
 def _check_columns(names: list[str], unique_key: str | None) -> None:
     if not names:
         raise InvalidArgument("query", "no columns", "at least one column")
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+    if repeated := _repeated(names):
         raise InvalidArgument("query", ", ".join(names), f"each column has a name of its own, not {repeated} twice")
     if unique_key is not None and unique_key not in names:
         raise InvalidArgument("unique_key", unique_key, f"one of the query's columns {names}")
 
 
-def _prepare(
-    connection: sa.Connection, statement: SelectBase | TextClause, values: dict[str, Any]
-) -> tuple[str, str, Any]:
-    """The SQL with its parameters filled in, and with their names; the driver's description of its columns.
-
-    COPY takes no parameters, so the driver fills them in. SQLAlchemy hands them over processed by their
-    types (enums, JSON, the user's own) at one public place, just before it would execute the statement.
-    """
-    prepared: list[str] = []
-
-    def fill_in(
-        conn: object, cursor: Any, text: str, parameters: Any, context: object, executemany: bool
-    ) -> tuple[str, tuple[()]]:
-        prepared.extend([cursor.mogrify(text, parameters).decode(), text])
-        return f"SELECT * FROM (\n{prepared[0]}\n) AS q LIMIT 0", ()
-
-    sa.event.listen(connection, "before_cursor_execute", fill_in, retval=True)
-    try:
-        result = connection.execute(cast(sa.Executable, statement), values, execution_options={"no_parameters": True})
-    except sa.exc.DBAPIError:
-        raise
-    except (sa.exc.StatementError, ValueError) as exc:
-        # Not `from exc`: its text holds the value.
-        cause = getattr(exc, "orig", None) or exc
+def _check_content(names: list[str], unique_key: str | None, content: Content) -> None:
+    wanted = list(content.columns or names)
+    if unknown := [name for name in wanted if name not in names]:
+        raise InvalidArgument("columns", unknown, f"names out of the query's columns {names}")
+    if unknown := [name for name in content.mask if name not in wanted]:
+        raise InvalidArgument("mask", unknown, f"names out of the columns {wanted}")
+    in_file = [name for name in wanted if content.mask.get(name) != "drop"]
+    if not in_file:
+        raise InvalidArgument("mask", dict(content.mask), "a column that is not dropped")
+    if unique_key is not None and (unique_key not in in_file or content.mask.get(unique_key) == "redact"):
         raise InvalidArgument(
-            "parameters", sorted(values), f"values that fit their types and the driver ({type(cause).__name__})"
-        ) from None
-    finally:
-        sa.event.remove(connection, "before_cursor_execute", fill_in)
+            "unique_key", unique_key, f"one of the columns in the file {in_file}, and not redacted: it orders the rows"
+        )
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return sorted({name for name in names if names.count(name) > 1})
+
+
+def _description(connection: sa.Connection, sql: str) -> Any:
+    """The driver's description of a query's columns."""
+    result = connection.execution_options(no_parameters=True).exec_driver_sql(f"SELECT * FROM (\n{sql}\n) AS q LIMIT 0")
     description = result.cursor.description
     result.close()
-    return prepared[0], prepared[1], description
+    return description
 
 
-def _types(connection: sa.Connection, oids: set[int]) -> dict[int, tuple[str, str]]:
-    """Name and category of each type (PostgreSQL manual, 52.64 "pg_type")."""
+@dataclass(frozen=True, slots=True)
+class _Type:
+    """A type: its name as ``format_type()`` writes it, its category, and its name as it may stand in a cast.
+
+    The first is no name for a cast: ``character`` would be of one character.
+    """
+
+    oid: int
+    name: str
+    category: str
+    cast: str
+
+
+def _types(connection: sa.Connection, oids: set[int]) -> dict[int, _Type]:
+    """The types of columns (PostgreSQL manual, "pg_type")."""
     rows = connection.execute(
-        sa.text("SELECT oid, format_type(oid, NULL), typcategory::text FROM pg_type WHERE oid = ANY(:oids)"),
+        sa.text(
+            "SELECT t.oid, format_type(t.oid, NULL), typcategory::text, format('%I.%I', nspname, typname)"
+            " FROM pg_type AS t JOIN pg_namespace AS n ON n.oid = typnamespace WHERE t.oid = ANY(:oids)"
+        ),
         {"oids": list(oids)},
     )
-    return {oid: (name, category) for oid, name, category in rows}
+    return {row[0]: _Type(*row) for row in rows}
+
+
+def _columns(connection: sa.Connection, sql: str, description: Any, types: Mapping[int, _Type]) -> Iterator[Column]:
+    """The columns of a query."""
+    not_null = _not_null_columns(connection, sql, {column.table_oid for column in description})
+    for column in description:
+        type_ = types[column.type_code]
+        nullable = None if not_null is None else (column.table_oid, column.table_column) not in not_null
+        rule = _ARRAY_RULE if type_.category == "A" else TEXT_RULES.get(type_.name, "{c}")
+        expression = rule.replace("{c}", f"q.{_quoted(column.name)}")
+        yield Column(column.name, type_.name, column.type_code, nullable, expression)
+
+
+def _in_file(column: Column, types: Mapping[int, _Type], content: Content) -> Column:
+    """A column as it is in the file."""
+    type_ = types[column.oid]
+    mask = content.mask.get(column.name)
+    if mask:
+        expression = masked(column.expression, mask)
+    elif content.spreadsheet_safe and holds_text(type_.name, type_.category):
+        expression = spreadsheet_safe(column.expression)
+    else:
+        return column
+    return replace(column, type="text", oid=_TEXT_OID, expression=expression)
+
+
+def _key(column: Column, types: Mapping[int, _Type], content: Content) -> Key:
+    type_ = types[column.oid]
+    impersonal = type_.name.startswith(_IMPERSONAL_KEYS) and column.name not in content.mask
+    return Key(column.name, type_.oid, type_.cast, impersonal)
 
 
 def _not_null_columns(connection: sa.Connection, sql: str, tables: set[int]) -> set[tuple[int, int]] | None:
@@ -280,8 +401,7 @@ def _not_null_columns(connection: sa.Connection, sql: str, tables: set[int]) -> 
 
     An outer join, for one, makes columns NULL that their tables declare NOT NULL.
     """
-    plan = connection.execution_options(no_parameters=True).exec_driver_sql(f"EXPLAIN (FORMAT JSON) {sql}")
-    if set(re.findall(r"'Node Type': '([^']+)'", str(plan.scalar_one()))) - _PLAIN_NODES:
+    if set(_nodes(explain(connection, sql))) - _PLAIN_NODES:
         return None
     rows = connection.execute(
         sa.text("SELECT attrelid, attnum FROM pg_attribute WHERE attnotnull AND attrelid = ANY(:tables)"),
@@ -290,9 +410,12 @@ def _not_null_columns(connection: sa.Connection, sql: str, tables: set[int]) -> 
     return {(table, number) for table, number in rows}
 
 
-def _expression(name: str, type_name: str, category: str) -> str:
-    rule = _ARRAY_RULE if category == "A" else TEXT_RULES.get(type_name, "{c}")
-    return rule.replace("{c}", f"q.{_quoted(name)}")
+def _nodes(plan: Mapping[str, Any]) -> Iterator[str]:
+    """The types of a plan's steps, but for those that find a value before it starts."""
+    yield plan["Node Type"]
+    for step in plan.get("Plans", ()):
+        if step["Parent Relationship"] != "InitPlan":
+            yield from _nodes(step)
 
 
 def _quoted(identifier: str) -> str:

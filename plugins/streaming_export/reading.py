@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -14,7 +13,8 @@ import sqlalchemy as sa
 
 from streaming_export.batches import Cuts, copy_batches, find_cuts
 from streaming_export.errors import VerificationError
-from streaming_export.query import Query
+from streaming_export.private import set_private
+from streaming_export.query import Query, explain
 from streaming_export.read_ahead import ReadAhead, ReadBatch, Stopped
 from streaming_export.rows import read_rows
 from streaming_export.snapshot import Snapshot
@@ -100,6 +100,7 @@ class Reading:
 
     def _reader(self, method: str) -> ReadBatch:
         connection = self._snapshot.connect()
+        set_private(connection, self._query.private)
         if method == "copy":
             return copy_batches(connection, self._query, self._cuts)
         return _row_batches(connection, self._query, self._yield_per)
@@ -160,11 +161,3 @@ def _row_batches(connection: sa.Connection, query: Query, yield_per: int) -> Rea
         return rows
 
     return read
-
-
-def explain(connection: sa.Connection, sql: str) -> dict[str, float]:
-    """The top node of the planner's plan (PostgreSQL manual, EXPLAIN)."""
-    explained = connection.execution_options(no_parameters=True).exec_driver_sql(f"EXPLAIN (FORMAT JSON) {sql}")
-    plans = explained.scalar_one()
-    node: dict[str, float] = (json.loads(plans) if isinstance(plans, str) else plans)[0]["Plan"]
-    return node

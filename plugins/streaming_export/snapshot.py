@@ -166,6 +166,7 @@ def driver_connection(connection: sa.Connection) -> Any:
 
 def fetch_as_text(connection: sa.Connection, query: Query) -> None:
     """Have the driver hand over the server's own text of the query's types, instead of Python values."""
-    oids = tuple({column.oid for column in query.columns})
+    key = {query.key.oid} if query.key else set()
+    oids = tuple(key | {column.oid for column in query.columns})
     as_text = psycopg2.extensions.new_type(oids, "SERVER_TEXT", psycopg2.extensions.UNICODE)
     psycopg2.extensions.register_type(as_text, driver_connection(connection))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import threading
@@ -297,3 +298,53 @@ def test_templates_of_options_are_checked_when_the_task_runs(make: Make, orders:
     operator = make(compression="{{ params.compression }}", yield_per="{{ params.yield_per }}")
     with pytest.raises(InvalidArgument, match=r"compression='\{\{ params.compression \}\}' is not allowed"):
         operator.execute(CONTEXT)
+
+
+@pytest.fixture
+def mask_key(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Airflow's connection `mask_key`, whose password is a key."""
+    key = "a key of sixteen bytes or more"
+    monkeypatch.setenv("AIRFLOW_CONN_MASK_KEY", json.dumps({"conn_type": "generic", "password": key}))
+    return key
+
+
+def test_the_key_of_a_mask_is_a_connections(
+    make: Make, orders: int, client: Any, bucket: str, mask_key: str, engine: sa.Engine
+) -> None:
+    """The hash is that of the connection's password, which is not in the summary."""
+    operator = make(mask={"customer_email": "hash"}, mask_conn_id="mask_key", columns=["id", "customer_email"])
+    summary = operator.execute(CONTEXT)
+    _, first, *_ = content(client, bucket, "a/file.csv").decode().splitlines()
+    with engine.connect() as connection:
+        email = connection.exec_driver_sql("SELECT customer_email FROM orders ORDER BY id LIMIT 1").scalar_one()
+    assert first == f"1,{hmac.digest(mask_key.encode(), email.encode(), 'sha256').hex()}"
+    assert mask_key not in str(summary)
+
+
+def test_a_hash_without_a_key_is_refused_when_the_dag_is_parsed(make: Make) -> None:
+    """A mask that needs a key names the connection that has it."""
+    with pytest.raises(InvalidArgument, match="mask_conn_id=None is not allowed: a connection whose password"):
+        make(mask={"customer_email": "hash"})
+
+
+def test_rendered_parameters_show_no_values(make: Make, orders: int, client: Any, bucket: str) -> None:
+    """Airflow stores and shows rendered fields: of parameters only dates, times, booleans and what is NULL."""
+    from airflow.sdk.execution_time.task_runner import _serialize_rendered_fields
+
+    operator = make(
+        query="SELECT id FROM orders WHERE customer_email <> :email AND created_at >= :since AND id <> ALL(:ids)",
+        parameters={"email": "{{ email }}", "since": "{{ since }}", "ids": [1, 2]},
+    )
+    operator.render_template_fields({"email": "canary@example.com", "since": "2026-10-01"})
+    shown = _serialize_rendered_fields(operator)["parameters"]
+    assert shown == {"email": "***", "since": "2026-10-01", "ids": "***"}
+    assert "canary" not in repr(operator.parameters)
+    assert operator.execute(CONTEXT)["rows"] == orders - 2
+
+
+def test_parameters_that_are_no_mapping_are_refused(make: Make) -> None:
+    """A template that renders to text is no set of values; it is not shown."""
+    operator = make(parameters="{{ email }}")
+    with pytest.raises(InvalidArgument, match="parameters='str' is not allowed") as caught:
+        operator.render_template_fields({"email": "canary@example.com"})
+    assert "canary" not in str(caught.value)

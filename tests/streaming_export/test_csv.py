@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from sqlalchemy.pool import NullPool
 
 from streaming_export.batches import Cuts, copy_batches
+from streaming_export.private import set_private
 from streaming_export.query import Source, describe
 from streaming_export.rows import read_rows
 from streaming_export.snapshot import Snapshot
@@ -382,8 +383,11 @@ def read(
     with Snapshot(engine, "test_csv") as snapshot:
         query = describe(snapshot.holder, source, parameters, unique_key)
         copied = io.BytesIO()
-        copy_batches(snapshot.connect(), query, cuts)(0, copied)
-        rows = b"".join(data for data, _ in read_rows(snapshot.connect(), query, 3))
+        first, second = snapshot.connect(), snapshot.connect()
+        for connection in (first, second):
+            set_private(connection, query.private)
+        copy_batches(first, query, cuts)(0, copied)
+        rows = b"".join(data for data, _ in read_rows(second, query, 3))
     return {"copy": copied.getvalue(), "rows": rows}
 
 

@@ -181,7 +181,9 @@ def test_any_name_can_be_the_unique_key(connection: sa.Connection, name: str) ->
     sql = f"SELECT g AS {as_identifier(name)} FROM generate_series(1, 5) AS g".replace(":", "\\:")
     query = describe(connection, sql, unique_key=name)
     rows = io.BytesIO()
-    connection.connection.cursor().copy_expert(query.copy(query.key_range("2", "4")), rows)
+    where, private = query.key_range("2", "4")
+    assert private == {}
+    connection.connection.cursor().copy_expert(query.copy(where), rows)
     assert rows.getvalue() == b"3\n4\n"
 
 

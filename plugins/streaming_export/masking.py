@@ -1,0 +1,70 @@
+"""What stands in the file in place of a value; made by the server, before a byte leaves it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+from streaming_export.errors import InvalidArgument
+from streaming_export.private import private
+
+#: "hash" writes the HMAC-SHA-256 of the value's text in hex, "redact" writes ***, both leave NULL as it is; "drop"
+#: leaves the column out.
+Mask = Literal["hash", "redact", "drop"]
+
+REDACTED = "***"
+
+#: Bytes that a key has at least (RFC 2104, section 3, advises as many as the hash has, and these for shorter ones).
+MIN_KEY_BYTES = 16
+_BLOCK_BYTES = 64  # of SHA-256 (FIPS 180-4)
+
+# A spreadsheet takes text that begins so for a formula (OWASP, "CSV Injection").
+_FORMULA = "^([-=+@\\t\\r\\n＝＋－＠])"  # noqa: RUF001 - full-width signs are taken for their plain ones
+
+# Types that may hold text of anybody's, by ``typcategory`` (PostgreSQL manual, "pg_type"): strings, enums, user-defined
+# ones, those of literals and of the server itself; but for some whose text begins otherwise, or is no cell of text.
+_CATEGORIES_OF_TEXT = set("SEUXZ")
+_TYPES_WITHOUT_TEXT = {"uuid", "bytea", "json", "jsonb"}
+
+
+def as_text(value: str) -> str:
+    """SQL of a value's text as COPY writes it, which a cast does not always give (``char(n)``, ``inet``)."""
+    return f"CASE WHEN {value} IS DISTINCT FROM NULL THEN concat({value}) END"
+
+
+def masked(value: str, mask: Mask) -> str:
+    """SQL of what stands in the place of a value that is not dropped."""
+    if mask == "redact":
+        return f"CASE WHEN {value} IS DISTINCT FROM NULL THEN '{REDACTED}' END"
+    inner, outer = private("mask_inner", "bytea"), private("mask_outer", "bytea")
+    text = f"convert_to({as_text(value)}, 'UTF8')"
+    return f"encode(sha256({outer} || sha256({inner} || {text})), 'hex')"
+
+
+def private_key(key: str | None) -> dict[str, str]:
+    """The private values that "hash" needs: the key as HMAC pads it (RFC 2104, section 2).
+
+    :raises InvalidArgument: if there is no key, or it is short.
+    """
+    encoded = (key or "").encode()
+    if len(encoded) < MIN_KEY_BYTES:
+        given = f"{len(encoded)} bytes" if key else None
+        raise InvalidArgument("mask_key", given, f"at least {MIN_KEY_BYTES} bytes, for the mask 'hash'")
+    if len(encoded) > _BLOCK_BYTES:
+        encoded = hashlib.sha256(encoded).digest()
+    padded = encoded.ljust(_BLOCK_BYTES, b"\0")
+    pads = {"mask_inner": 0x36, "mask_outer": 0x5C}
+    return {name: "\\x" + bytes(byte ^ pad for byte in padded).hex() for name, pad in pads.items()}
+
+
+def holds_text(type_name: str, category: str) -> bool:
+    """Whether values of a type can begin as a formula does.
+
+    :param category: ``typcategory`` of the type.
+    """
+    return category in _CATEGORIES_OF_TEXT and type_name not in _TYPES_WITHOUT_TEXT
+
+
+def spreadsheet_safe(value: str) -> str:
+    """SQL of a value's text, with ' before what a spreadsheet would take for a formula."""
+    return f"regexp_replace({as_text(value)}, E'{_FORMULA}', E'''\\\\1')"
