@@ -67,8 +67,9 @@ GIVEN = {
 
 with DAG("canaries", schedule=None, render_template_as_native_obj=True) as dag:
     to = {"s3_bucket": "exports", "postgres_conn_id": "people_db", "aws_conn_id": "exports_s3"}
+    # A batch ends at the row whose key is the canary.
     PostgresToS3Operator(
-        task_id="succeeds", query=PEOPLE, parameters=GIVEN, unique_key="email", yield_per=20_001,  # a batch ends at the row with the canary
+        task_id="succeeds", query=PEOPLE, parameters=GIVEN, unique_key="email", yield_per=20_001,
         mask={"name": "hash"}, mask_conn_id="mask_key", s3_key="people/{{ ds_nodash }}.csv",
         latest_key="people/latest.json", compression="gzip", outlets=[Asset("people")], **to,
     )

@@ -16,12 +16,13 @@ import sqlalchemy as sa
 
 from streaming_export import manifest
 from streaming_export.cancellation import Cancellation, run_cancellable
+from streaming_export.columns import Content, explain
 from streaming_export.compression import ENCODINGS, Compression
 from streaming_export.errors import EmptyResult, ExportCancelled, InvalidArgument, UploadAborted, query_error
 from streaming_export.files import ExportedFile, Files, Format
 from streaming_export.masking import Mask
 from streaming_export.multipart import Upload
-from streaming_export.query import Content, Query, Source, describe, explain
+from streaming_export.query import Query, Source, describe
 from streaming_export.read_ahead import Stopped
 from streaming_export.reading import Reading
 from streaming_export.snapshot import Snapshot, driver_connection

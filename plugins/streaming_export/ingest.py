@@ -13,9 +13,9 @@ import psycopg2
 import sqlalchemy as sa
 
 from streaming_export import manifest_reader
+from streaming_export.columns import TEXT_SETTINGS
 from streaming_export.errors import InvalidArgument, LoadError, load_error
 from streaming_export.manifest_reader import Manifest
-from streaming_export.query import TEXT_SETTINGS
 from streaming_export.snapshot import driver_connection
 from streaming_export.target import HISTORY, Target
 from streaming_export.verified import VerifiedFile

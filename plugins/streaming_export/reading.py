@@ -12,9 +12,10 @@ from typing import BinaryIO
 import sqlalchemy as sa
 
 from streaming_export.batches import Cuts, copy_batches, find_cuts
+from streaming_export.columns import explain
 from streaming_export.errors import VerificationError
 from streaming_export.private import set_private
-from streaming_export.query import Query, explain
+from streaming_export.query import Query
 from streaming_export.read_ahead import ReadAhead, ReadBatch, Stopped
 from streaming_export.rows import read_rows
 from streaming_export.snapshot import Snapshot
@@ -110,7 +111,7 @@ class Reading:
             if self._cut:
                 self._counted = find_cuts(self._snapshot.holder, self._query, self._yield_per, self._add_cut)
             self._cuts.finish()
-            if self._indexed:
+            if self._indexed and self._query.key and self._query.key.impersonal:
                 bounds = [self._ask(self._query.key_bound(last=last)) for last in (False, True)]
                 self.key_bounds = (bounds[0], bounds[1])
             if self._count and not self._cut:

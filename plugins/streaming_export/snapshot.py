@@ -16,7 +16,8 @@ from typing import Any
 import psycopg2.extensions
 import sqlalchemy as sa
 
-from streaming_export.query import TEXT_SETTINGS, Query
+from streaming_export.columns import TEXT_SETTINGS
+from streaming_export.query import Query
 
 # The holder of the snapshot idles in its transaction while the others read.
 _IDLE_SETTINGS = {"idle_in_transaction_session_timeout": "0"}
