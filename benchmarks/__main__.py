@@ -71,6 +71,7 @@ def measure(setting: Setting, chosen: list[Contender], arguments: argparse.Names
         say(f"Filling the table orders: {size:,} rows")
         with alive():
             services.load_orders(setting.uri, size)
+            services.make_exporter(setting.uri)
         select = setting.select()
         results["starts"] = results["starts"] or starts(setting, chosen, select)
         results["sizes"][str(size)] = one_size(setting, chosen, select, size, arguments.rounds)

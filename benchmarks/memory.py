@@ -23,6 +23,7 @@ def by_rows(setting: Setting) -> Iterator[tuple[int, float]]:
         say(f"Memory: {rows:,} orders")
         with alive():
             services.load_orders(setting.uri, rows)
+            services.make_exporter(setting.uri)
         yield rows, _growth(setting, Contender("memory", "", "airflow_task", ours(), discards=True))
 
 
@@ -39,6 +40,7 @@ def by_width(setting: Setting) -> Iterator[tuple[int, float]]:
                 " from generate_series(1, %(rows)s) as n",
                 {"body": width - len(f"{rows},\n"), "rows": rows},
             )
+            connection.execute(f"grant select on wide to {services.EXPORTER}")
             connection.execute("vacuum analyze wide")
         job = ours("select id, body from wide")
         yield width, _growth(setting, Contender("memory", "", "airflow_task", job, discards=True))

@@ -50,6 +50,7 @@ def demo(rows: int) -> int:
             services.create_bucket(endpoint)
             say(f"Filling the table orders: {rows:,} rows")
             services.load_orders(database, rows)
+            services.make_exporter(database)
             analytics = services.analytics(database)
             say(f"Running the DAGs orders_export and orders_ingest in Airflow (output: {relative(LOG)})")
             result = run_dag(database, endpoint)

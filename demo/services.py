@@ -31,6 +31,7 @@ __all__ = [
     "create_bucket",
     "isolate_environment",
     "load_orders",
+    "make_exporter",
     "postgres",
     "s3",
     "s3_client",
@@ -39,6 +40,7 @@ __all__ = [
 PROJECT = Path(__file__).resolve().parent.parent
 BUCKET = "exports"
 REGION = "us-east-1"
+EXPORTER = "orders_exporter"  # as in plugins/orders/exporter_role.sql
 ACCESS_KEY, SECRET_KEY = "demo", "demo-secret"  # the S3 server takes any
 
 
@@ -99,6 +101,13 @@ def load_orders(uri: str, rows: int) -> int:
     return count_orders(uri)
 
 
+def make_exporter(uri: str) -> None:
+    """Make the role that exports the table `orders` and can do nothing else, by the script that users run."""
+    script = PROJECT / "plugins" / "orders" / "exporter_role.sql"
+    with psycopg.connect(uri) as connection:
+        connection.execute(script.read_text(encoding="utf-8"))
+
+
 def analytics(uri: str) -> str:
     """The URI of the database `analytics` on the same server, made if it is not there."""
     with psycopg.connect(uri, autocommit=True) as connection:
@@ -138,7 +147,6 @@ def airflow_environment(home: Path, postgres_uri: str, endpoint_url: str, bucket
         "conn_type": "postgres",
         "host": parse_qs(urlsplit(postgres_uri).query)["host"][0],
         "port": 5432,
-        "login": "postgres",
         "schema": "postgres",
     }
     store = {
@@ -155,8 +163,8 @@ def airflow_environment(home: Path, postgres_uri: str, endpoint_url: str, bucket
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{str(home).replace('%', '%25')}/airflow.db",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
-        "AIRFLOW_CONN_ORDERS_DB": json.dumps(database),
-        "AIRFLOW_CONN_ANALYTICS_DB": json.dumps(database | {"schema": "analytics"}),
+        "AIRFLOW_CONN_ORDERS_DB": json.dumps(database | {"login": EXPORTER}),
+        "AIRFLOW_CONN_ANALYTICS_DB": json.dumps(database | {"login": "postgres", "schema": "analytics"}),
         "AIRFLOW_CONN_EXPORTS_S3": json.dumps(store),
         "AIRFLOW_VAR_ORDERS_EXPORT_BUCKET": bucket,
     }

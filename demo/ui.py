@@ -56,6 +56,7 @@ def ui(rows: int) -> None:
             services.create_bucket(endpoint)
             say(f"Filling the table orders: {rows:,} rows")
             services.load_orders(database, rows)
+            services.make_exporter(database)
             services.analytics(database)
             say(f"Starting Airflow (output: {relative(LOG)})")
             port = free_port()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
@@ -25,8 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def database(folder: Path) -> Iterator[str]:
-    """URI of a PostgreSQL server, without tables of ours."""
+    """URI of a PostgreSQL server, without tables of ours; its role `orders_exporter` has no rights yet."""
     with services.postgres(folder / "postgres") as uri:
+        make_exporter(uri)
         yield uri
 
 
@@ -58,12 +60,18 @@ def airflow_database(airflow_home: Path) -> None:
 
 @pytest.fixture(scope="session")
 def engine(database: str) -> Iterator[sa.Engine]:
-    """An engine of the driver that the exports use."""
+    """An engine of the superuser, for what tests set up and look at."""
     engine = sa.create_engine(
         database.replace("postgresql://", "postgresql+psycopg2://"), poolclass=NullPool, hide_parameters=True
     )
     yield engine
     engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def exporter(engine: sa.Engine) -> sa.Engine:
+    """An engine of the role that exports, and can do nothing else."""
+    return sa.create_engine(engine.url.set(username=services.EXPORTER), poolclass=NullPool, hide_parameters=True)
 
 
 @pytest.fixture(scope="session")
@@ -82,15 +90,35 @@ def bucket(client: Any) -> str:
 
 @pytest.fixture
 def schema(engine: sa.Engine) -> Iterator[str]:
-    """A new schema, first on the search path of new connections of `postgres`, gone after the test."""
+    """A new schema, first on the search path of new connections, gone after the test; its tables can be exported."""
     name = f"test_{uuid.uuid4().hex}"
+    roles = ("postgres", services.EXPORTER)
     with engine.begin() as connection:
         connection.exec_driver_sql(f"CREATE SCHEMA {name}")
-        connection.exec_driver_sql(f"ALTER ROLE postgres SET search_path = {name}")
+        let_export(connection, name)
+        for role in roles:
+            connection.exec_driver_sql(f"ALTER ROLE {role} SET search_path = {name}")
     yield name
     with engine.begin() as connection:
-        connection.exec_driver_sql("ALTER ROLE postgres RESET search_path")
+        for role in roles:
+            connection.exec_driver_sql(f"ALTER ROLE {role} RESET search_path")
         connection.exec_driver_sql(f"DROP SCHEMA {name} CASCADE")
+
+
+def make_exporter(uri: str) -> None:
+    """Make the role that exports, as users do, and take the table away again that it may read."""
+    services.load_orders(uri, 1)
+    services.make_exporter(uri)
+    with psycopg.connect(uri) as connection:
+        connection.execute("DROP TABLE orders")
+
+
+def let_export(connection: sa.Connection, schema: str) -> None:
+    """Let the role that exports read what is made in a schema from now on."""
+    connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA {schema} TO {services.EXPORTER}")
+    connection.exec_driver_sql(
+        f"ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT SELECT ON TABLES TO {services.EXPORTER}"
+    )
 
 
 @pytest.fixture

@@ -53,6 +53,7 @@ def for_one_run(dags: DagBag, dag_id: str) -> Any:
 def orders_export(dags: DagBag, engine: sa.Engine, database: str, client: Any) -> Any:
     """The DAG, with a table to export and an empty bucket to export to."""
     services.load_orders(database, ROWS)
+    services.make_exporter(database)
     for item in client.list_objects_v2(Bucket=services.BUCKET).get("Contents", []):
         client.delete_object(Bucket=services.BUCKET, Key=item["Key"])
     yield for_one_run(dags, "orders_export")

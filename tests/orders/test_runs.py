@@ -32,9 +32,9 @@ def dag_run(conf: Mapping[str, Any] | None = None, **attributes: Any) -> Any:
 
 
 @pytest.fixture
-def published(engine: sa.Engine, client: Any, bucket: str) -> None:
+def published(exporter: sa.Engine, client: Any, bucket: str) -> None:
     """The nightly file is there, by the run `nightly`."""
-    export("SELECT 1 AS one", engine=engine, client=client, bucket=bucket, key=KEY, run={"run": "nightly"})
+    export("SELECT 1 AS one", engine=exporter, client=client, bucket=bucket, key=KEY, run={"run": "nightly"})
 
 
 def chosen(client: Any, bucket: str, run: Any, **changed: Any) -> str:

@@ -37,11 +37,11 @@ def reaction(error: BaseException) -> str:
 
 
 @pytest.fixture
-def fail(airflow_home: Path, engine: sa.Engine, client: Any, bucket: str) -> Fail:
+def fail(airflow_home: Path, exporter: sa.Engine, client: Any, bucket: str) -> Fail:
     """Exports, and returns the error."""
 
     def run(query: str = "SELECT 1 AS id", **arguments: Any) -> ExportError:
-        defaults = {"engine": engine, "client": client, "bucket": bucket, "key": "a.csv"}
+        defaults = {"engine": exporter, "client": client, "bucket": bucket, "key": "a.csv"}
         with pytest.raises(ExportError) as caught:
             export(query, **{**defaults, **arguments})
         return caught.value
@@ -56,9 +56,9 @@ def store(endpoint: str) -> Any:
 
 
 def connecting(database: str, **arguments: Any) -> sa.Engine:
-    """An engine with libpq options of the test's."""
+    """An engine of the role that exports, with libpq options of the test's."""
     url = database.replace("postgresql://", "postgresql+psycopg2://")
-    return sa.create_engine(url, poolclass=sa.NullPool, connect_args=arguments)
+    return sa.create_engine(url, poolclass=sa.NullPool, connect_args={"user": services.EXPORTER, **arguments})
 
 
 # ---- Errors of a real database

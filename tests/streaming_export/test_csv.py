@@ -334,7 +334,8 @@ def roles(engine: sa.Engine) -> Iterator[dict[str, sa.Engine]]:
         connection.exec_driver_sql("SET LOCAL search_path = test_csv")
         connection.exec_driver_sql(TYPES)
         for role in ("plain", "hostile"):
-            connection.exec_driver_sql(f"CREATE ROLE test_csv_{role} SUPERUSER LOGIN")
+            connection.exec_driver_sql(f"CREATE ROLE test_csv_{role} LOGIN")
+            connection.exec_driver_sql(f"GRANT ALL ON SCHEMA test_csv TO test_csv_{role}")
             connection.exec_driver_sql(f"ALTER ROLE test_csv_{role} SET search_path = test_csv")
         for name, value in HOSTILE_SETTINGS.items():
             connection.exec_driver_sql(f"ALTER ROLE test_csv_hostile SET {name} = '{value}'")

@@ -48,11 +48,11 @@ Meanwhile = Callable[..., None]
 
 
 @pytest.fixture
-def exported(engine: sa.Engine, schema: str, client: Any, bucket: str) -> Exports:
+def exported(exporter: sa.Engine, schema: str, client: Any, bucket: str) -> Exports:
     """Exports a query to a bucket of the test's own; returns the result and the object's content."""
 
     def run(query: Any, **options: Any) -> tuple[ExportResult, bytes]:
-        options = {"engine": engine, "client": client, "bucket": bucket, "key": KEY, **options}
+        options = {"engine": exporter, "client": client, "bucket": bucket, "key": KEY, **options}
         result = export(query, **options)
         return result, content(client, bucket, options["key"])
 
@@ -345,10 +345,10 @@ def test_no_rows_by_default_are_a_header(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_no_rows_can_be_skipped(numbers: None, engine: sa.Engine, client: Any, bucket: str, method: Any) -> None:
+def test_no_rows_can_be_skipped(numbers: None, exporter: sa.Engine, client: Any, bucket: str, method: Any) -> None:
     """With on_empty="skip" a query without rows writes nothing, and the result has no key."""
     query = "SELECT * FROM numbers WHERE id < 0"
-    target: dict[str, Any] = {"engine": engine, "client": client, "bucket": bucket, "key": KEY}
+    target: dict[str, Any] = {"engine": exporter, "client": client, "bucket": bucket, "key": KEY}
     skipped = ExportResult(bucket, None, 0, True, 0, None, None, 0, (), None, snapshot_taken_at="", seconds=0)
     result = export(query, method=method, on_empty="skip", **target)
     assert replace(result, snapshot_taken_at="", seconds=0) == skipped
@@ -543,6 +543,7 @@ def test_a_failed_export_leaves_nothing(
 @pytest.mark.parametrize("method", METHODS)
 def test_the_callers_pool_stays_clean(engine: sa.Engine, numbers: None, exported: Exports, method: Any) -> None:
     """What an export sets on its connections, never comes back through the pool of the caller's engine."""
+    # Of a role that may write, since it has to be able to afterwards.
     pooled = sa.create_engine(engine.url, poolclass=QueuePool)
     ask = sa.text("SELECT name, setting FROM pg_settings WHERE name <> 'search_path' ORDER BY name")
     with pooled.connect() as connection:

@@ -32,7 +32,7 @@ from streaming_export import (
     export,
 )
 from streaming_export.cancellation import run_cancellable
-from tests.conftest import content, keys, open_uploads
+from tests.conftest import content, keys, let_export, open_uploads
 from tests.streaming_export.proxy import Proxy, proxied
 from tests.streaming_export.store import hook, part_number, record, refusal
 from tests.streaming_export.waiting import PATIENCE, Running, eventually
@@ -55,6 +55,7 @@ def numbers(engine: sa.Engine) -> Iterator[str]:
     schema = f"faults_{uuid.uuid4().hex}"
     with engine.begin() as connection:
         connection.exec_driver_sql(f"CREATE SCHEMA {schema}")
+        let_export(connection, schema)
         connection.exec_driver_sql(f"CREATE TABLE {schema}.numbers (id bigint PRIMARY KEY)")
         connection.exec_driver_sql(f"INSERT INTO {schema}.numbers SELECT generate_series(1, 60000)")
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -67,7 +68,8 @@ def numbers(engine: sa.Engine) -> Iterator[str]:
 class World:
     """An export's database and store, with an object that is there already, and what the export leaves in them."""
 
-    def __init__(self, database: str, endpoint: str, bucket: str, table: str) -> None:
+    def __init__(self, engine: sa.Engine, database: str, endpoint: str, bucket: str, table: str) -> None:
+        self.superuser = engine
         self.engine = sa.create_engine(database, poolclass=sa.NullPool)
         self.client = services.s3_client(endpoint)
         self.requests = record(self.client)
@@ -170,10 +172,9 @@ class World:
 
 
 @pytest.fixture
-def world(database: str, endpoint: str, bucket: str, numbers: str) -> Iterator[World]:
+def world(engine: sa.Engine, exporter: sa.Engine, endpoint: str, bucket: str, numbers: str) -> Iterator[World]:
     """A world of the test's own; whatever sleeps in it is ended."""
-    uri = database.replace("postgresql://", "postgresql+psycopg2://")
-    world = World(uri, endpoint, bucket, numbers)
+    world = World(engine, exporter.url.render_as_string(), endpoint, bucket, numbers)
     yield world
     world.close()
 
@@ -248,7 +249,7 @@ def test_the_engines_pool_is_as_before(world: World, way: str, fails: bool) -> N
     with ExitStack() as stack:
         for connection in [stack.enter_context(engine.connect()) for _ in range(3)]:
             assert connection.exec_driver_sql("SHOW application_name").scalar() != world.name
-            assert connection.exec_driver_sql("SHOW transaction_read_only").scalar() == "off"
+            assert connection.exec_driver_sql("SHOW transaction_isolation").scalar() == "read committed"
             assert connection.exec_driver_sql("SELECT 1::bigint").scalar() == 1
     engine.dispose()
 
@@ -332,7 +333,7 @@ def test_cancel_while_the_query_computes(world: World, way: str) -> None:
 
 def test_cancel_while_the_query_waits_for_a_lock(world: World) -> None:
     """An export that waits for a lock before it knows its columns is cancelled."""
-    with world.engine.begin() as other:
+    with world.superuser.begin() as other:
         other.exec_driver_sql(f"LOCK TABLE {world.table} IN ACCESS EXCLUSIVE MODE")
         exporting, cancellation = world.start(world.wide())
         assert eventually(world.waits_for_lock)
@@ -388,7 +389,7 @@ def test_cancel_before_the_start(world: World, row: int) -> None:
 
 def test_cancel_before_the_start_with_a_lock(world: World) -> None:
     """A cancel that comes before the query's first statement is not lost."""
-    with world.engine.begin() as other:
+    with world.superuser.begin() as other:
         other.exec_driver_sql(f"LOCK TABLE {world.table} IN ACCESS EXCLUSIVE MODE")
         cancellation = Cancellation()
         cancellation.cancel()
@@ -508,7 +509,7 @@ def test_a_signal_while_the_query_computes(world: World, number: signal.Signals,
 @pytest.mark.parametrize("on_signal", ["cancel", "raise"])
 def test_a_signal_while_the_query_waits_for_a_lock(world: World, on_signal: str) -> None:
     """A signal's handler runs at once even while the export waits for Postgres to describe the query."""
-    with world.engine.begin() as other:
+    with world.superuser.begin() as other:
         other.exec_driver_sql(f"LOCK TABLE {world.table} IN ACCESS EXCLUSIVE MODE")
         program = world.start_program(world.wide(), on_signal)
         assert eventually(world.waits_for_lock)
@@ -578,7 +579,7 @@ def test_what_a_kill_leaves_behind_is_removed_by_the_next_export(world: World) -
 def test_errors_hold_no_values(world: World, query: str, method: str, caplog: pytest.LogCaptureFixture) -> None:
     """Neither the error, nor the errors chained to it, nor the log quotes a value of a row or of a parameter."""
     raising = f"{world.table}_raising"
-    with world.engine.begin() as connection:
+    with world.superuser.begin() as connection:
         body = "BEGIN RAISE EXCEPTION USING MESSAGE = value, DETAIL = value; END"
         connection.exec_driver_sql(
             f"CREATE OR REPLACE FUNCTION {raising}(value text) RETURNS int LANGUAGE plpgsql AS $$ {body} $$"

@@ -21,10 +21,10 @@ from tests.conftest import content, keys, open_uploads
 HEADER = b"id,customer_email,total_cents,status,created_at\n"
 
 
-def run(engine: sa.Engine, client: Any, bucket: str, **options: Any) -> Any:
+def run(exporter: sa.Engine, client: Any, bucket: str, **options: Any) -> Any:
     """Export the table orders."""
     arguments: dict[str, Any] = {"unique_key": "id", "key": "a/orders.csv", **options}
-    return export("SELECT * FROM orders", engine=engine, client=client, bucket=bucket, **arguments)
+    return export("SELECT * FROM orders", engine=exporter, client=client, bucket=bucket, **arguments)
 
 
 @settings(derandomize=True, deadline=None)
@@ -63,11 +63,11 @@ def test_a_key_without_extension_is_numbered_at_its_end() -> None:
 @pytest.mark.parametrize("method", ["copy", "rows"])
 @pytest.mark.parametrize("compression", [None, "gzip"])
 def test_split_by_rows(
-    orders: int, engine: sa.Engine, client: Any, bucket: str, method: str, compression: str | None
+    orders: int, exporter: sa.Engine, client: Any, bucket: str, method: str, compression: str | None
 ) -> None:
     """Each file has its header and at most as many rows; together, in order, they are the unsplit file."""
-    whole = run(engine, client, bucket, key="whole.csv")
-    result = run(engine, client, bucket, key="part.csv", method=method, compression=compression, max_file_rows=5_000)
+    whole = run(exporter, client, bucket, key="whole.csv")
+    result = run(exporter, client, bucket, key="part.csv", method=method, compression=compression, max_file_rows=5_000)
     assert [file.rows for file in result.files] == [5_000, 5_000, orders - 10_000]
     assert result.rows == orders
     texts = [content(client, bucket, file.key) for file in result.files]
@@ -77,9 +77,9 @@ def test_split_by_rows(
     assert HEADER + b"".join(text.removeprefix(HEADER) for text in texts) == content(client, bucket, whole.key)
 
 
-def test_split_by_bytes(orders: int, engine: sa.Engine, client: Any, bucket: str) -> None:
+def test_split_by_bytes(orders: int, exporter: sa.Engine, client: Any, bucket: str) -> None:
     """No file is larger than asked for, none is split inside a row, and none is needlessly small."""
-    result = run(engine, client, bucket, max_file_bytes=100_000)
+    result = run(exporter, client, bucket, max_file_bytes=100_000)
     assert len(result.files) > 2
     sizes = [file.bytes for file in result.files]
     assert max(sizes) <= 100_000
@@ -93,43 +93,43 @@ def test_split_by_bytes(orders: int, engine: sa.Engine, client: Any, bucket: str
     assert ids == sorted(ids)
 
 
-def test_a_row_over_the_limit_is_a_file_of_its_own(schema: str, engine: sa.Engine, client: Any, bucket: str) -> None:
+def test_a_row_over_the_limit_is_a_file_of_its_own(schema: str, exporter: sa.Engine, client: Any, bucket: str) -> None:
     """A row is never cut: one that is larger than a file may be is alone in its file."""
     query = "SELECT i, repeat('x', CASE i WHEN 2 THEN 500 ELSE 5 END) AS t FROM generate_series(1, 4) AS i"
-    result = export(query, engine=engine, client=client, bucket=bucket, key="a.csv", max_file_bytes=25)
+    result = export(query, engine=exporter, client=client, bucket=bucket, key="a.csv", max_file_bytes=25)
     assert [file.rows for file in result.files] == [1, 1, 2]
 
 
-def test_exact_multiple_makes_no_empty_file(schema: str, engine: sa.Engine, client: Any, bucket: str) -> None:
+def test_exact_multiple_makes_no_empty_file(schema: str, exporter: sa.Engine, client: Any, bucket: str) -> None:
     """When the last file is exactly full, none follows it."""
     query = "SELECT i FROM generate_series(1, 4) AS i"
-    result = export(query, engine=engine, client=client, bucket=bucket, key="a.csv", max_file_rows=2)
+    result = export(query, engine=exporter, client=client, bucket=bucket, key="a.csv", max_file_rows=2)
     assert [file.rows for file in result.files] == [2, 2]
 
 
-def test_no_rows_make_one_file(schema: str, engine: sa.Engine, client: Any, bucket: str) -> None:
+def test_no_rows_make_one_file(schema: str, exporter: sa.Engine, client: Any, bucket: str) -> None:
     """An empty result that is split is one file with just the header."""
     query = "SELECT 1 AS i WHERE false"
-    result = export(query, engine=engine, client=client, bucket=bucket, key="a.csv", max_file_rows=2)
+    result = export(query, engine=exporter, client=client, bucket=bucket, key="a.csv", max_file_rows=2)
     assert [content(client, bucket, file.key) for file in result.files] == [b"i\n"]
 
 
-def test_no_file_is_visible_before_all_are_written(schema: str, engine: sa.Engine, client: Any, bucket: str) -> None:
+def test_no_file_is_visible_before_all_are_written(schema: str, exporter: sa.Engine, client: Any, bucket: str) -> None:
     """A failure in the last row leaves none of the files before it, and no open upload."""
     query = "SELECT 1 / (4 - i) AS n FROM generate_series(1, 4) AS i"
     with pytest.raises(Exception, match="Nothing was published"):
-        export(query, engine=engine, client=client, bucket=bucket, key="a.csv", max_file_rows=1)
+        export(query, engine=exporter, client=client, bucket=bucket, key="a.csv", max_file_rows=1)
     assert keys(client, bucket) == []
     assert open_uploads(client, bucket) == []
 
 
 @pytest.mark.parametrize(("compression", "decompress"), [("gzip", gzip.decompress), ("zstd", None)])
 def test_compression(
-    orders: int, engine: sa.Engine, client: Any, bucket: str, compression: str, decompress: Any
+    orders: int, exporter: sa.Engine, client: Any, bucket: str, compression: str, decompress: Any
 ) -> None:
     """A compressed file is the plain file compressed, and says so in its name and its headers."""
-    plain = run(engine, client, bucket)
-    packed = run(engine, client, bucket, compression=compression)
+    plain = run(exporter, client, bucket)
+    packed = run(exporter, client, bucket, compression=compression)
     body = content(client, bucket, packed.key)
     text = decompress(body) if decompress else zstandard.ZstdDecompressor().stream_reader(body).read()
     assert text == content(client, bucket, plain.key)
@@ -140,7 +140,7 @@ def test_compression(
     assert head["ContentDisposition"] == 'attachment; filename="orders.csv"'
 
 
-def test_compressed_bytes_are_the_same_each_time(orders: int, engine: sa.Engine, client: Any, bucket: str) -> None:
+def test_compressed_bytes_are_the_same_each_time(orders: int, exporter: sa.Engine, client: Any, bucket: str) -> None:
     """The same rows give the same file, so that its checksum tells whether anything has changed."""
-    first, second = (run(engine, client, bucket, compression="gzip").sha256 for _ in range(2))
+    first, second = (run(exporter, client, bucket, compression="gzip").sha256 for _ in range(2))
     assert first == second

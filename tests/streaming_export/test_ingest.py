@@ -69,12 +69,12 @@ def items(sql: Callable[[str], list[Any]], schema: str) -> None:
 
 
 @pytest.fixture
-def publish(engine: sa.Engine, client: Any, bucket: str) -> Export:
+def publish(exporter: sa.Engine, client: Any, bucket: str) -> Export:
     """Exports the table items."""
 
     def run(query: str = "SELECT * FROM items", **arguments: Any) -> ExportResult:
         defaults: dict[str, Any] = {"key": "items.csv", "unique_key": "id"}
-        return export(query, engine=engine, client=client, bucket=bucket, **defaults | arguments)
+        return export(query, engine=exporter, client=client, bucket=bucket, **defaults | arguments)
 
     return run
 

@@ -24,10 +24,10 @@ from tests.streaming_export.store import hook, refusal
 SCHEMA = json.loads((Path(streaming_export.__file__).parent / "manifest.schema.json").read_text())
 
 
-def run(engine: sa.Engine, client: Any, bucket: str, **options: Any) -> Any:
+def run(exporter: sa.Engine, client: Any, bucket: str, **options: Any) -> Any:
     """Export orders, and read the manifest."""
     arguments: dict[str, Any] = {"query": select_orders(), "unique_key": "id", "key": "a/orders.csv", **options}
-    export(engine=engine, client=client, bucket=bucket, **arguments)
+    export(engine=exporter, client=client, bucket=bucket, **arguments)
     document = json.loads(content(client, bucket, f"{arguments['key']}.manifest.json"))
     jsonschema.validate(document, SCHEMA, format_checker=jsonschema.FormatChecker())
     return document
@@ -43,10 +43,10 @@ def run(engine: sa.Engine, client: Any, bucket: str, **options: Any) -> Any:
     ],
 )
 def test_it_is_true_of_the_objects(
-    orders: int, engine: sa.Engine, client: Any, bucket: str, options: dict[str, Any]
+    orders: int, exporter: sa.Engine, client: Any, bucket: str, options: dict[str, Any]
 ) -> None:
     """Every manifest is valid by its schema, and sizes, ETags and numbers in it are those of the objects."""
-    document = run(engine, client, bucket, **options)
+    document = run(exporter, client, bucket, **options)
     assert document["rows"] == sum(file["rows"] for file in document["files"]) == orders
     assert [entry["url"] for entry in document["entries"]] == [file["url"] for file in document["files"]]
     for entry, file in zip(document["entries"], document["files"], strict=True):
@@ -55,12 +55,12 @@ def test_it_is_true_of_the_objects(
         assert file["etag"] == head["ETag"].strip('"')
 
 
-def test_what_it_tells(orders: int, engine: sa.Engine, client: Any, bucket: str) -> None:
+def test_what_it_tells(orders: int, exporter: sa.Engine, client: Any, bucket: str) -> None:
     """Columns, key, snapshot and run are there for whoever asks later what this file was."""
     run_of = {"dag": "d", "task": "t", "run": "r", "try": 2}
     before = datetime.now(UTC)
-    document = run(engine, client, bucket, run=run_of)
-    with engine.connect() as connection:
+    document = run(exporter, client, bucket, run=run_of)
+    with exporter.connect() as connection:
         first, last = connection.execute(sa.text("SELECT min(id)::text, max(id)::text FROM orders")).one()
     assert document["unique_key"] == {"name": "id", "first": first, "last": last}
     assert document["columns"][0] == {"name": "id", "type": "bigint", "nullable": False}
@@ -75,19 +75,21 @@ def test_what_it_tells(orders: int, engine: sa.Engine, client: Any, bucket: str)
     assert document["window"] is None
 
 
-def test_nullable_is_told_only_where_it_is_known(schema: str, engine: sa.Engine, client: Any, bucket: str) -> None:
+def test_nullable_is_told_only_where_it_is_known(
+    schema: str, engine: sa.Engine, exporter: sa.Engine, client: Any, bucket: str
+) -> None:
     """A column of a plain query is nullable as in its table; an outer join makes that unknown."""
     with engine.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE t (a int NOT NULL, b int)")
-    plain = run(engine, client, bucket, query="SELECT a, b, a + 1 AS c FROM t", unique_key=None)
+    plain = run(exporter, client, bucket, query="SELECT a, b, a + 1 AS c FROM t", unique_key=None)
     joined = run(
-        engine, client, bucket, query="SELECT x.a FROM (SELECT 1) AS y LEFT JOIN t AS x ON true", unique_key=None
+        exporter, client, bucket, query="SELECT x.a FROM (SELECT 1) AS y LEFT JOIN t AS x ON true", unique_key=None
     )
     assert [column["nullable"] for column in plain["columns"]] == [False, True, True]
     assert [column["nullable"] for column in joined["columns"]] == [None]
 
 
-def test_it_holds_no_personal_data(orders: int, engine: sa.Engine, client: Any, bucket: str) -> None:
+def test_it_holds_no_personal_data(orders: int, exporter: sa.Engine, client: Any, bucket: str) -> None:
     """Of parameters only dates, times and booleans are told, of a text key neither first nor last value."""
     query = (
         "SELECT customer_email || id AS who FROM orders"
@@ -100,7 +102,7 @@ def test_it_holds_no_personal_data(orders: int, engine: sa.Engine, client: Any, 
         "day": date(2026, 1, 2),
         "flag": True,
     }
-    document = run(engine, client, bucket, query=query, unique_key="who", parameters=parameters)
+    document = run(exporter, client, bucket, query=query, unique_key="who", parameters=parameters)
     assert document["query"]["parameters"] == {
         "email": None,
         "id": None,
@@ -114,30 +116,30 @@ def test_it_holds_no_personal_data(orders: int, engine: sa.Engine, client: Any, 
 
 
 def test_the_fingerprint_is_of_the_query_without_its_values(
-    orders: int, engine: sa.Engine, client: Any, bucket: str
+    orders: int, exporter: sa.Engine, client: Any, bucket: str
 ) -> None:
     """The same query with other values has the same fingerprint, another query another."""
 
     def fingerprint(query: Any) -> str:
-        text: str = run(engine, client, bucket, query=query)["query"]["sha256"]
+        text: str = run(exporter, client, bucket, query=query)["query"]["sha256"]
         return text
 
     paid, shipped = (fingerprint(select_orders().where(Order.status == status)) for status in ("paid", "shipped"))
     assert paid == shipped != fingerprint(select_orders())
 
 
-def test_an_empty_result(orders: int, engine: sa.Engine, client: Any, bucket: str) -> None:
+def test_an_empty_result(orders: int, exporter: sa.Engine, client: Any, bucket: str) -> None:
     """A file of just the header has a manifest that says so."""
-    document = run(engine, client, bucket, query=select_orders().where(sa.false()))
+    document = run(exporter, client, bucket, query=select_orders().where(sa.false()))
     assert document["rows"] == 0
     assert document["unique_key"] == {"name": "id", "first": None, "last": None}
 
 
 def test_it_is_written_last(
-    orders: int, engine: sa.Engine, client: Any, bucket: str, monkeypatch: pytest.MonkeyPatch
+    orders: int, exporter: sa.Engine, client: Any, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When the manifest appears, the object is complete; if it can't be written, the one before stays."""
-    before = run(engine, client, bucket)
+    before = run(exporter, client, bucket)
     seen: list[list[str]] = []
 
     def put(*arguments: Any) -> None:
@@ -146,13 +148,13 @@ def test_it_is_written_last(
 
     monkeypatch.setattr(manifest, "put", put)
     with pytest.raises(streaming_export.UploadError):
-        export(select_orders(), engine=engine, client=client, bucket=bucket, key="a/orders.csv", unique_key="id")
+        export(select_orders(), engine=exporter, client=client, bucket=bucket, key="a/orders.csv", unique_key="id")
     assert seen == [["a/orders.csv"]]
     assert json.loads(content(client, bucket, "a/orders.csv.manifest.json")) == before
 
 
 def test_concurrent_exports_do_not_interleave(
-    orders: int, engine: sa.Engine, client: Any, bucket: str, monkeypatch: pytest.MonkeyPatch
+    orders: int, exporter: sa.Engine, client: Any, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If another export to the key publishes meanwhile, this one fails and leaves the other's as it is."""
     other: list[Any] = []
@@ -160,12 +162,12 @@ def test_concurrent_exports_do_not_interleave(
 
     def late(*arguments: Any) -> Any:
         monkeypatch.setattr(manifest, "build", build)
-        other.append(run(engine, client, bucket))
+        other.append(run(exporter, client, bucket))
         return build(*arguments)
 
     monkeypatch.setattr(manifest, "build", late)
     with pytest.raises(VerificationError, match="written by another export"):
-        run(engine, client, bucket)
+        run(exporter, client, bucket)
     assert json.loads(content(client, bucket, "a/orders.csv.manifest.json")) == other[0]
 
 
@@ -179,7 +181,7 @@ def test_a_put_whose_answer_was_lost_is_not_an_error(client: Any, bucket: str) -
     assert manifest.get(client, bucket, "m.json")[0] == document
 
 
-def test_a_manifest_that_cannot_be_written(orders: int, engine: sa.Engine, endpoint: str, bucket: str) -> None:
+def test_a_manifest_that_cannot_be_written(orders: int, exporter: sa.Engine, endpoint: str, bucket: str) -> None:
     """The error says that the files are visible, that nobody is told of them, and what to do."""
     client = services.s3_client(endpoint)
 
@@ -188,14 +190,14 @@ def test_a_manifest_that_cannot_be_written(orders: int, engine: sa.Engine, endpo
 
     hook(client, "PutObject", refuse)
     with pytest.raises(UploadError, match=r"manifest\.json: SlowDown\. The files are visible.*export again") as caught:
-        export(select_orders(), engine=engine, client=client, bucket=bucket, key="orders.csv", unique_key="id")
+        export(select_orders(), engine=exporter, client=client, bucket=bucket, key="orders.csv", unique_key="id")
     assert caught.value.code == "SlowDown"
     assert keys(client, bucket) == ["orders.csv"]
 
 
-def test_readers_agree(orders: int, engine: sa.Engine, client: Any, bucket: str, tmp_path: Path) -> None:
+def test_readers_agree(orders: int, exporter: sa.Engine, client: Any, bucket: str, tmp_path: Path) -> None:
     """DuckDB, pandas, polars and Postgres load the files of a manifest with equal counts and sums."""
-    document = run(engine, client, bucket, compression="gzip", max_file_rows=5_000)
+    document = run(exporter, client, bucket, compression="gzip", max_file_rows=5_000)
     paths = []
     for number, file in enumerate(document["files"]):
         path = tmp_path / f"{number}.csv.gz"
@@ -206,7 +208,7 @@ def test_readers_agree(orders: int, engine: sa.Engine, client: Any, bucket: str,
     duck = duckdb.sql(
         f"SELECT count(*), sum(total_cents % 1000)::int8 FROM read_csv({paths}, header = true)"
     ).fetchall()[0]
-    with engine.connect() as connection:
+    with exporter.connect() as connection:
         table = tuple(connection.execute(sa.text("SELECT count(*), sum(total_cents % 1000)::int8 FROM orders")).one())
     assert table == duck
     assert table == (len(frame), int((frame["total_cents"] % 1000).sum()))

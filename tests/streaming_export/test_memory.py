@@ -17,6 +17,7 @@ import pytest
 import sqlalchemy as sa
 
 from demo import services
+from tests.conftest import let_export
 from tests.streaming_export.waiting import eventually
 
 MB = 1_000_000
@@ -56,11 +57,12 @@ def server(module: str, *arguments: str | Path, log: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def growth(database: str, engine: sa.Engine, discarding_store: str) -> Iterator[Growth]:
+def growth(exporter: sa.Engine, engine: sa.Engine, discarding_store: str) -> Iterator[Growth]:
     """Measures the growth, in bytes, of a process that exports rows."""
     schema = f"memory_{uuid.uuid4().hex}"
     with engine.begin() as connection:
         connection.exec_driver_sql(f"CREATE SCHEMA {schema}")
+        let_export(connection, schema)
         connection.exec_driver_sql(f"CREATE TABLE {schema}.numbers (id bigint)")
         connection.exec_driver_sql(f"INSERT INTO {schema}.numbers SELECT generate_series(1, {ROWS})")
         connection.exec_driver_sql(f"ALTER TABLE {schema}.numbers ADD PRIMARY KEY (id)")
@@ -68,7 +70,7 @@ def growth(database: str, engine: sa.Engine, discarding_store: str) -> Iterator[
 
     def measure(rows: int, width: int = 80, **options: Any) -> int:
         arguments = {
-            "database": database.replace("postgresql://", "postgresql+psycopg2://"),
+            "database": exporter.url.render_as_string(),
             "endpoint": discarding_store,
             "bucket": "memory",
             "key": "a.csv",

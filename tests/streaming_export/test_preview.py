@@ -14,10 +14,10 @@ from tests.conftest import content, keys, open_uploads
 SECRET = "jane@example.com"
 
 
-def test_a_preview_writes_nothing(orders: int, engine: sa.Engine, client: Any, bucket: str) -> None:
+def test_a_preview_writes_nothing(orders: int, exporter: sa.Engine, client: Any, bucket: str) -> None:
     """It tells columns, an estimate near the truth, and the keys; nothing is in the bucket afterwards."""
     values = dict.fromkeys(("created_from", "created_to", "statuses"))
-    arguments: dict[str, Any] = {"engine": engine, "client": client, "bucket": bucket, "key": "a/orders.csv"}
+    arguments: dict[str, Any] = {"engine": exporter, "client": client, "bucket": bucket, "key": "a/orders.csv"}
     found = preview(select_orders_by(), parameters=values, unique_key="id", compression="zstd", **arguments)
     assert found.columns == ("id", "customer_email", "total_cents", "status", "created_at")
     assert found.estimated_rows == pytest.approx(orders, rel=0.1)
@@ -30,9 +30,9 @@ def test_a_preview_writes_nothing(orders: int, engine: sa.Engine, client: Any, b
     assert open_uploads(client, bucket) == []
 
 
-def test_a_preview_tells_what_would_be_replaced(orders: int, engine: sa.Engine, client: Any, bucket: str) -> None:
+def test_a_preview_tells_what_would_be_replaced(orders: int, exporter: sa.Engine, client: Any, bucket: str) -> None:
     """An object that is there already is named with its size and time, and stays."""
-    arguments: dict[str, Any] = {"engine": engine, "client": client, "bucket": bucket, "key": "orders.csv"}
+    arguments: dict[str, Any] = {"engine": exporter, "client": client, "bucket": bucket, "key": "orders.csv"}
     export("SELECT 1 AS one", **arguments)
     before = content(client, bucket, "orders.csv")
     found = preview("SELECT 2 AS two", **arguments)
@@ -41,24 +41,24 @@ def test_a_preview_tells_what_would_be_replaced(orders: int, engine: sa.Engine, 
     assert content(client, bucket, "orders.csv") == before
 
 
-def test_a_preview_shows_no_values_of_parameters(orders: int, engine: sa.Engine, client: Any, bucket: str) -> None:
+def test_a_preview_shows_no_values_of_parameters(orders: int, exporter: sa.Engine, client: Any, bucket: str) -> None:
     """The SQL has the names of its parameters: their values can be personal."""
-    arguments: dict[str, Any] = {"engine": engine, "client": client, "bucket": bucket, "key": "orders.csv"}
+    arguments: dict[str, Any] = {"engine": exporter, "client": client, "bucket": bucket, "key": "orders.csv"}
     found = preview("SELECT * FROM orders WHERE customer_email = :email", parameters={"email": SECRET}, **arguments)
     assert "email" in found.sql
     assert SECRET not in str(found)
 
 
-def test_a_preview_takes_what_an_export_takes(orders: int, engine: sa.Engine, client: Any, bucket: str) -> None:
+def test_a_preview_takes_what_an_export_takes(orders: int, exporter: sa.Engine, client: Any, bucket: str) -> None:
     """A window and the wait for its transactions too; it waits for none."""
     window = ("2026-11-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00")
-    arguments: dict[str, Any] = {"engine": engine, "client": client, "bucket": bucket, "key": "orders.csv"}
+    arguments: dict[str, Any] = {"engine": exporter, "client": client, "bucket": bucket, "key": "orders.csv"}
     assert preview("SELECT * FROM orders", window=window, wait_for_transactions=3600, **arguments).estimated_rows
 
 
-def test_a_preview_refuses_what_an_export_refuses(engine: sa.Engine, client: Any, bucket: str) -> None:
+def test_a_preview_refuses_what_an_export_refuses(exporter: sa.Engine, client: Any, bucket: str) -> None:
     """Arguments and queries are checked as the export would check them."""
-    arguments: dict[str, Any] = {"engine": engine, "client": client, "bucket": bucket}
+    arguments: dict[str, Any] = {"engine": exporter, "client": client, "bucket": bucket}
     with pytest.raises(InvalidArgument, match="yield_per=0"):
         preview("SELECT 1 AS one", key="a.csv", yield_per=0, **arguments)
     with pytest.raises(InvalidArgument, match="key="):

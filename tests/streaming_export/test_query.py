@@ -392,7 +392,7 @@ def test_what_is_no_single_select_is_refused(
 ) -> None:
     """Statements that modify, several statements and mistakes are refused by Postgres, in its own words.
 
-    Nothing is changed and nothing is published.
+    Nothing is changed and nothing is published, though the role is a superuser: it is the export that only reads.
     """
     with engine.begin() as connection:
         connection.exec_driver_sql("CREATE SEQUENCE counter")
@@ -412,7 +412,7 @@ def test_what_is_no_single_select_is_refused(
 def test_a_query_cannot_end_the_read_only_transaction(
     engine: sa.Engine, secrets: None, client: Any, bucket: str
 ) -> None:
-    """A query whose text commits the transaction, and then modifies, is refused; nothing is changed."""
+    """A query whose text commits the transaction, and then modifies, is refused, even to a superuser."""
     sql = "SELECT 1 AS a) AS q; COMMIT; DELETE FROM secrets; SELECT 1 FROM (SELECT 1 AS a"
     with pytest.raises(ExportError):
         export(sql, engine=engine, client=client, bucket=bucket, key="a.csv")
@@ -441,7 +441,7 @@ def test_a_query_cannot_end_the_read_only_transaction(
     ],
 )
 def test_errors_hold_no_values(
-    engine: sa.Engine,
+    exporter: sa.Engine,
     secrets: None,
     client: Any,
     bucket: str,
@@ -456,7 +456,7 @@ def test_errors_hold_no_values(
             sql,
             parameters={"secret": "hunter2"},
             method=method,
-            engine=engine,
+            engine=exporter,
             client=client,
             bucket=bucket,
             key="a.csv",

@@ -11,9 +11,10 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
+from demo import services
 from demo.embedded_postgres import not_root, postgres, program
 from streaming_export import QueryError, export
-from tests.conftest import content, keys, open_uploads
+from tests.conftest import content, keys, make_exporter, open_uploads
 from tests.streaming_export.waiting import Running, eventually
 
 REPLICATION = {"wal_level": "replica", "max_wal_senders": "4"}
@@ -24,9 +25,11 @@ ROWS = 20_000
 def primary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URI of a server with a table of items, that others can follow."""
     with postgres(tmp_path_factory.mktemp("primary"), REPLICATION) as uri:
+        make_exporter(uri)
         with psycopg.connect(uri) as connection:
             connection.execute("CREATE TABLE items (id bigint PRIMARY KEY, name text)")
             connection.execute("INSERT INTO items SELECT i, 'item ' || i FROM generate_series(1, %s) AS i", [ROWS])
+            connection.execute(f"GRANT SELECT ON items TO {services.EXPORTER}")
         yield uri
 
 
@@ -37,7 +40,8 @@ def standby(primary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     command = [*not_root(), program("pg_basebackup"), "--dbname", primary, "--pgdata", str(folder / "data")]
     subprocess.run([*command, "--write-recovery-conf", "--checkpoint=fast", "--no-sync"], check=True)
     with postgres(folder, {**REPLICATION, "max_standby_streaming_delay": "0"}) as uri:
-        yield sa.create_engine(uri.replace("postgresql://", "postgresql+psycopg2://"), poolclass=sa.NullPool)
+        url = sa.make_url(uri).set(drivername="postgresql+psycopg2", username=services.EXPORTER)
+        yield sa.create_engine(url, poolclass=sa.NullPool)
 
 
 def test_an_export_from_a_standby(standby: sa.Engine, client: Any, bucket: str) -> None:

@@ -1,0 +1,31 @@
+-- The role that exports the orders and can do nothing else. Run it in the database of the orders, as somebody who
+-- may create roles and owns the table:
+--
+--   psql --single-transaction -f exporter_role.sql shop
+--   psql -c '\password orders_exporter' shop
+--
+-- Running it again is safe, and makes up for grants that are missing: after the table was made anew, for one. It is
+-- plain SQL without psql's commands. Without a password nobody logs in, unless pg_hba.conf asks for none.
+-- What PUBLIC may do, the role may as well: to use temporary tables, for one, unless
+-- REVOKE TEMPORARY ON DATABASE … FROM PUBLIC says otherwise.
+
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'orders_exporter') THEN
+        -- An export takes a connection for each reader (two), one for the snapshot, and one more for a moment when it
+        -- is stopped: 40 are for ten exports at a time.
+        CREATE ROLE orders_exporter LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION CONNECTION LIMIT 40;
+    END IF;
+END
+$$;
+
+-- What keeps the role from writing is that nobody grants it to; this also stops a function that somebody else owns.
+ALTER ROLE orders_exporter SET default_transaction_read_only = on;
+
+-- Add a line of the second kind for each further table that is exported.
+GRANT USAGE ON SCHEMA public TO orders_exporter;
+GRANT SELECT ON public.orders TO orders_exporter;
+
+-- Only orders_export_daily needs this: to wait for the transactions of other roles, it has to see when they began. It
+-- lets the role see other roles' statements in pg_stat_activity, too.
+GRANT pg_read_all_stats TO orders_exporter;
