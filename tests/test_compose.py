@@ -11,8 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+import sqlalchemy as sa
 import yaml
+
+from demo import services
+from demo.embedded_postgres import program
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docker-compose.yml").read_text()
@@ -22,6 +27,7 @@ COMPOSE = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 AIRFLOW: dict[str, str] = COMPOSE["x-airflow"]["environment"]
 ORDERS = json.loads(AIRFLOW["AIRFLOW_CONN_ORDERS_DB"])
+ANALYTICS = json.loads(AIRFLOW["AIRFLOW_CONN_ANALYTICS_DB"])
 EXPORTS = json.loads(AIRFLOW["AIRFLOW_CONN_EXPORTS_S3"])
 MOUNTS = [mount for service in SERVICES.values() for mount in service.get("volumes", [])]
 WAITS = [
@@ -115,7 +121,7 @@ def test_airflow_understands_the_connections(env_file: Path) -> None:
 
     orders = connection.from_json(filled["AIRFLOW_CONN_ORDERS_DB"], conn_id="orders_db")
     assert (orders.conn_type, orders.host, orders.port) == ("postgres", "orders-db", 5432)
-    assert orders.password == made["ORDERS_DB_PASSWORD"]
+    assert (orders.login, orders.password) == ("orders_exporter", made["ORDERS_EXPORTER_PASSWORD"])
 
     exports = connection.from_json(filled["AIRFLOW_CONN_EXPORTS_S3"], conn_id="exports_s3")
     assert (exports.conn_type, exports.login) == ("aws", made["S3_ACCESS_KEY_ID"])
@@ -132,8 +138,10 @@ def test_clients_and_servers_agree() -> None:
 
     server = SERVICES["orders-db"]["environment"]
     assert ORDERS["host"] == "orders-db"
-    assert ORDERS["login"] == ORDERS["schema"] == server["POSTGRES_USER"]
-    assert ORDERS["password"] == server["POSTGRES_PASSWORD"]
+    assert ORDERS["schema"] == server["POSTGRES_USER"]
+    assert ORDERS["password"] == server["ORDERS_EXPORTER_PASSWORD"]
+    assert (ANALYTICS["host"], ANALYTICS["login"]) == ("orders-db", server["POSTGRES_USER"])
+    assert ANALYTICS["password"] == server["POSTGRES_PASSWORD"]
 
     server = SERVICES["s3"]["environment"]
     assert EXPORTS["extra"]["endpoint_url"] == "http://s3:8333"
@@ -141,6 +149,25 @@ def test_clients_and_servers_agree() -> None:
     assert EXPORTS["password"] == server["AWS_SECRET_ACCESS_KEY"]
     bucket = AIRFLOW["AIRFLOW_VAR_ORDERS_EXPORT_BUCKET"]
     assert f"-bucket={bucket}" in SERVICES["s3"]["command"].split()
+
+
+def test_an_empty_database_gets_the_table_and_the_role(database: str) -> None:
+    """The image hands its scripts to psql by their names: there are orders then, and a role with the password."""
+    mounted = dict(mount.split(":")[:2] for mount in SERVICES["orders-db"]["volumes"])
+    scripts = {target: source for source, target in mounted.items() if "initdb.d" in target}
+    uri = str(sa.make_url(database).set(database="composed"))
+    with psycopg.connect(database, autocommit=True) as superuser:
+        superuser.execute("CREATE DATABASE composed")
+        for target in sorted(scripts):
+            command = [program("psql"), "--set=ON_ERROR_STOP=1", "--no-psqlrc", "--dbname", uri, "-f", scripts[target]]
+            environment = {**os.environ, "ORDERS_EXPORTER_PASSWORD": "it's", "PGOPTIONS": "-c demo.orders=100"}
+            subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+        [(password,)] = superuser.execute(f"SELECT rolpassword FROM pg_authid WHERE rolname = '{ORDERS['login']}'")
+        superuser.execute(f"ALTER ROLE {ORDERS['login']} PASSWORD NULL")
+        assert password.startswith("SCRAM-SHA-256$")
+        exporter = str(sa.make_url(uri).set(username=ORDERS["login"]))
+        assert services.count_orders(exporter) == 100
+        superuser.execute("DROP DATABASE composed")
 
 
 def test_what_is_configured_is_what_the_code_asks_for() -> None:
