@@ -25,6 +25,7 @@ from streaming_export import (
     InvalidArgument,
     Options,
     Preview,
+    check_key,
     export,
     move_pointer,
     preview,
@@ -188,6 +189,8 @@ class PostgresToS3Operator(BaseOperator):
         self._cancellation = Cancellation()
         if not isinstance(self.preview, bool):
             raise InvalidArgument("preview", self.preview, "true or false; is render_template_as_native_obj set?")
+        if self.latest_key:
+            check_key("latest_key", str(self.latest_key))
         ti = context["ti"]
         tags = {"dag_id": ti.dag_id, "task_id": ti.task_id}
         client = s3_client(self.aws_conn_id)
@@ -288,9 +291,9 @@ class PostgresToS3Operator(BaseOperator):
         about = {"rows": result.rows, "bytes": result.bytes}
         extra_args = self.options["extra_args"]
         url = str(result.manifest_url)
-        moved = move_pointer(client, self.s3_bucket, self.latest_key, url, taken_at, about, extra_args)
+        moved = move_pointer(client, result.bucket, str(self.latest_key), url, taken_at, about, extra_args)
         self.log.info(
-            "s3://%s/%s %s", self.s3_bucket, self.latest_key, f"names {url}." if moved else "names a later snapshot."
+            "s3://%s/%s %s", result.bucket, self.latest_key, f"names {url}." if moved else "names a later snapshot."
         )
 
     def _tell_consumers(self, context: Context, result: ExportResult) -> None:

@@ -20,6 +20,7 @@ from streaming_export.columns import Content, explain
 from streaming_export.compression import ENCODINGS, Compression
 from streaming_export.errors import EmptyResult, ExportCancelled, InvalidArgument, UploadAborted, query_error
 from streaming_export.files import ExportedFile, Files, Format
+from streaming_export.keys import MAX_KEY_BYTES, check_bucket, check_key
 from streaming_export.masking import Mask
 from streaming_export.multipart import Upload
 from streaming_export.query import Query, Source, describe
@@ -37,7 +38,6 @@ OnEmpty = Literal["header", "skip", "fail"]
 DEFAULT_YIELD_PER: dict[str, int] = {"copy": 50_000, "rows": 5_000}
 
 _PROGRESS_SECONDS = 10.0
-_MAX_KEY_BYTES = 1024  # Amazon S3 User Guide, "Naming Amazon S3 objects"
 _LONGEST_SUFFIX = len("-00001.zst.manifest.json")
 
 
@@ -271,14 +271,10 @@ class _Export:
         dialect = self.engine.dialect
         if (dialect.name, dialect.driver) != ("postgresql", "psycopg2"):
             raise InvalidArgument("engine", f"{dialect.name}+{dialect.driver}", "postgresql+psycopg2")
-        for name, value in (("bucket", self.bucket), ("key", self.key)):
-            if not isinstance(value, str) or not value.strip():
-                raise InvalidArgument(name, value, "a name that is not empty")
-        most = _MAX_KEY_BYTES - _LONGEST_SUFFIX
-        if len(self.key.encode()) > most:
-            raise InvalidArgument("key", self.key, f"at most {most} bytes of UTF-8")
-        if self.key.startswith("/") or ".." in self.key.split("/") or not self.key.isprintable():
-            raise InvalidArgument("key", self.key, "no leading /, no .. between slashes, no control characters")
+        check_bucket(self.bucket)
+        check_key("key", self.key, MAX_KEY_BYTES - _LONGEST_SUFFIX)
+        if not self.application_name.isprintable():
+            raise InvalidArgument("application_name", self.application_name, "no control characters")
         self._check_window()
         self._content().private_values()  # refuses a key that is missing
         self._upload(self.key, lambda: None)

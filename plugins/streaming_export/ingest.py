@@ -15,7 +15,8 @@ import sqlalchemy as sa
 from streaming_export import manifest_reader
 from streaming_export.columns import TEXT_SETTINGS
 from streaming_export.errors import InvalidArgument, LoadError, load_error
-from streaming_export.manifest_reader import Manifest
+from streaming_export.keys import check_bucket
+from streaming_export.manifest_reader import Manifest, is_identifier
 from streaming_export.snapshot import driver_connection
 from streaming_export.target import HISTORY, Target
 from streaming_export.verified import VerifiedFile
@@ -82,7 +83,7 @@ def ingest(
     :raises StoreError: if the object store failed.
     :raises LoadError: if the database refused the rows or failed.
     """
-    _check(engine, table, schema)
+    _check(engine, bucket, table, schema)
     started = time.monotonic()
     manifest = manifest_reader.read(client, manifest_url, bucket)
     with _translated(manifest.url), engine.begin() as connection:
@@ -94,12 +95,13 @@ def ingest(
     return IngestResult(manifest.url, f"{schema}.{table}", outcome, manifest.rows, seconds, load_again)
 
 
-def _check(engine: sa.Engine, table: str, schema: str) -> None:
+def _check(engine: sa.Engine, bucket: str, table: str, schema: str) -> None:
     dialect = engine.dialect
     if (dialect.name, dialect.driver) != ("postgresql", "psycopg2"):
         raise InvalidArgument("engine", f"{dialect.name}+{dialect.driver}", "postgresql+psycopg2")
+    check_bucket(bucket)
     for name, value in (("table", table), ("schema", schema)):
-        if not 1 <= len(value.encode()) <= 63 or "\0" in value:
+        if not is_identifier(value):
             raise InvalidArgument(name, value, "a name of 1 to 63 bytes")
     if table == HISTORY:
         raise InvalidArgument("table", table, "any other name; this is the table of loads")

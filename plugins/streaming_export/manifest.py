@@ -18,6 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from streaming_export.errors import UploadError, VerificationError
 from streaming_export.files import ExportedFile
+from streaming_export.keys import check_bucket, check_key
 from streaming_export.private import impersonal
 from streaming_export.query import Query
 from streaming_export.snapshot import SnapshotInfo
@@ -132,7 +133,8 @@ def put(
     :raises VerificationError: if another one was written meanwhile.
     :raises UploadError: if the store failed.
     """
-    body = json.dumps(document, ensure_ascii=False, indent=2).encode() + b"\n"
+    # What UTF-8 has not, half of a surrogate pair, gets JSON's escape.
+    body = json.dumps(document, ensure_ascii=False, indent=2).encode(errors="backslashreplace") + b"\n"
     condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
     arguments = {**extra_args, "Bucket": bucket, "Key": key, "Body": body, "ContentType": "application/json"}
     try:
@@ -175,8 +177,11 @@ def get(client: Any, bucket: str, key: str) -> tuple[Any, str | None]:
 def published_by(client: Any, bucket: str, key: str) -> str | None:
     """The run (`run` of `export`'s argument of this name) that has published an export to `key`; None if none has.
 
+    :raises InvalidArgument: if bucket or key is none.
     :raises UploadError: if the store failed.
     """
+    check_bucket(bucket)
+    check_key("key", key)
     document, _ = get(client, bucket, manifest_key(key))
     return str(document["run"].get("run")) if document else None
 

@@ -14,7 +14,15 @@ from typing import Any
 import jsonschema
 from botocore.exceptions import BotoCoreError, ClientError
 
-from streaming_export.errors import ForeignBucket, ManifestInvalid, ManifestMissing, ManifestTooNew, StoreError
+from streaming_export.errors import (
+    ForeignBucket,
+    InvalidArgument,
+    ManifestInvalid,
+    ManifestMissing,
+    ManifestTooNew,
+    StoreError,
+)
+from streaming_export.keys import check_key
 from streaming_export.manifest import VERSION
 
 _SCHEMA = Path(__file__).with_name("manifest.schema.json")
@@ -135,7 +143,7 @@ def _contradictions(manifest: Manifest, document: dict[str, Any]) -> Iterator[st
     names = [name for name, _ in manifest.columns]
     if len(set(names)) < len(names):
         yield "two columns have the same name"
-    if any(not name or "\0" in name or len(name.encode()) > _MAX_NAME_BYTES for name in names):
+    if not all(map(is_identifier, names)):
         yield "a column has a name that Postgres does not allow"
     if manifest.unique_key is not None and manifest.unique_key not in names:
         yield f"its unique key {manifest.unique_key!r} is none of its columns"
@@ -146,6 +154,15 @@ def _contradictions(manifest: Manifest, document: dict[str, Any]) -> Iterator[st
         yield "its entries are not its files"
 
 
+def is_identifier(name: str) -> bool:
+    """Whether Postgres can have a column, table or schema of this name."""
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
+        return False
+    return 1 <= len(encoded) <= _MAX_NAME_BYTES and b"\0" not in encoded
+
+
 def _key(url: str, bucket: str, manifest_url: str) -> str:
     """The key in an ``s3://`` URL of the bucket."""
     scheme, _, rest = url.partition("://")
@@ -154,9 +171,13 @@ def _key(url: str, bucket: str, manifest_url: str) -> str:
         raise _invalid(manifest_url, f"{url!r} is no s3://bucket/key")
     if found != bucket:
         raise ForeignBucket(
-            f"{manifest_url} leads to {url}, and only objects of the bucket {bucket!r} may be loaded. Nothing was"
+            f"{manifest_url} leads to {url!r}, and only objects of the bucket {bucket!r} may be loaded. Nothing was"
             " loaded. If this is the right manifest, set the bucket."
         )
+    try:
+        check_key("key", key)
+    except InvalidArgument as exc:
+        raise _invalid(manifest_url, f"{url!r} is no key of an export ({exc.allowed})") from None
     return key
 
 

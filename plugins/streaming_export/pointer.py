@@ -8,6 +8,7 @@ from typing import Any
 
 from streaming_export import manifest
 from streaming_export.errors import VerificationError
+from streaming_export.keys import check_bucket, check_key
 
 # Each lost race means that somebody else moved the pointer; more than a few at a time are not to be expected.
 _TRIES = 10
@@ -34,9 +35,12 @@ def move_pointer(
     :param extra: what else it shall say, as the number of rows.
     :param extra_args: further arguments of the S3 request by their boto3 names.
     :returns: whether it was moved.
+    :raises InvalidArgument: if bucket or key is none.
     :raises VerificationError: if others kept moving it.
     :raises UploadError: if the store failed.
     """
+    check_bucket(bucket)
+    check_key("key", key)
     document = {"manifest_url": manifest_url, "taken_at": taken_at.isoformat(), **(extra or {})}
     for attempt in range(1, _TRIES + 1):
         current, etag = manifest.get(client, bucket, key)

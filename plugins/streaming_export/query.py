@@ -26,6 +26,9 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 
+# What Postgres has no text for; libpq would end the statement at a NUL.
+_UNREADABLE = re.compile("[\0\ud800-\udfff]")
+
 # A field is quoted where COPY quotes it (PostgreSQL manual, COPY, "CSV Format").
 _NEEDS_QUOTES = re.compile('[",\r\n]')
 
@@ -159,6 +162,8 @@ def _statement(source: Source) -> SelectBase | TextClause:
     if not isinstance(source, str) or not source.strip(" \n\t\r;"):
         kind = source if isinstance(source, str) else type(source).__name__
         raise InvalidArgument("query", kind, "a SQLAlchemy Select, or the text of one SELECT statement")
+    if _UNREADABLE.search(source):
+        raise InvalidArgument("query", "text with NUL or half a surrogate pair", "text that Postgres can read")
     # text() overlooks the parameter in `:name::type`, but not in `(:name)::type`.
     return sa.text(re.sub(r"(?<![:\w\\])(:\w+)(?=::)", r"(\1)", _without_end(source)))
 

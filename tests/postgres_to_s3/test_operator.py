@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -109,7 +110,14 @@ def test_bad_options_are_refused_when_the_dag_is_parsed(make: Make, argument: st
         ("s3_key", "key", ""),
         ("s3_key", "key", "/a.csv"),
         ("s3_key", "key", "a/../b.csv"),
+        ("s3_key", "key", "a/./b.csv"),
         ("s3_key", "key", "a\n.csv"),
+        ("s3_key", "key", "\ud800.csv"),
+        ("s3_bucket", "bucket", "a/b"),
+        ("latest_key", "latest_key", "../latest.json"),
+        ("latest_key", "latest_key", "/latest.json"),
+        ("latest_key", "latest_key", "a\n.json"),
+        ("latest_key", "latest_key", "a" * 1025),
         ("s3_key", "key", "é" * 513),
         ("unique_key", "unique_key", "nope"),
         ("extra_args", "extra_args", {"Bucket": "other"}),
@@ -125,6 +133,20 @@ def test_bad_arguments_are_refused_before_anything_is_read(
         make(**{argument: value}).execute(CONTEXT)
     assert keys(client, bucket) == []
     assert open_uploads(client, bucket) == []
+
+
+@pytest.mark.parametrize("run_id", ["..", ".", "manual__2026/../../orders", "a\nb"])
+def test_a_run_id_is_no_way_out_of_its_prefix(make: Make, orders: int, client: Any, bucket: str, run_id: str) -> None:
+    """Airflow's pattern for run ids can be changed: a key that one has led astray is refused."""
+    from orders.places import SELECTION_KEY
+
+    operator = make(s3_key=SELECTION_KEY)
+    variables = SimpleNamespace(value={"orders_export_prefix": "orders"})
+    run = SimpleNamespace(data_interval_end=datetime(2026, 11, 5, tzinfo=UTC))
+    operator.render_template_fields({"var": variables, "run_id": run_id, "dag_run": run, "params": {"suffix": None}})
+    with pytest.raises(InvalidArgument, match=r"^key='orders/manual/.*Nothing was read or written"):
+        operator.execute(CONTEXT)
+    assert keys(client, bucket) == []
 
 
 def test_on_empty(make: Make, orders: int, client: Any, bucket: str) -> None:

@@ -6,7 +6,9 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from streaming_export import move_pointer
+import pytest
+
+from streaming_export import InvalidArgument, move_pointer, published_by
 from tests.conftest import content
 
 KEY = "orders/latest.json"
@@ -89,3 +91,17 @@ def test_a_pointer_that_cannot_be_read_is_replaced(client: Any, bucket: str) -> 
         client.put_object(Bucket=bucket, Key=KEY, Body=rubbish)
         assert move_pointer(client, bucket, KEY, "s3://b/one", NOON)
         assert named(client, bucket) == "s3://b/one"
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("key", "a/../latest.json"), ("key", "/a.json"), ("key", "\ud800"), ("bucket", "a/b")]
+)
+def test_where_it_is_is_checked(client: Any, bucket: str, argument: str, value: str) -> None:
+    """A key that leaves its prefix, or what is no bucket, is refused by its name, here and where it is asked for."""
+    places = {"bucket": bucket, "key": KEY, argument: value}
+    for ask in (
+        lambda: move_pointer(client, manifest_url="s3://b/one", taken_at=NOON, **places),
+        lambda: published_by(client, **places),
+    ):
+        with pytest.raises(InvalidArgument, match=f"^{argument}="):
+            ask()

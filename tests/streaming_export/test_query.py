@@ -34,6 +34,11 @@ HOSTILE_VALUES = [
     ":x and \\:x",
     "line\nbreak\r",
     "$$ $1 {c}",
+    "$q$; DROP TABLE orders; $q$ || $1::text",
+    "'; COMMIT; DROP TABLE orders; --",
+    "') TO PROGRAM 'true'; --",
+    "\u2018it\u2019s\u201d \uff07 \u02bc",
+    "/* */ \\x41 \\",
     "ü😀",
     " ",
     "",
@@ -52,6 +57,9 @@ HOSTILE_NAMES = [
     "co:lon",
     "back\\slash",
     "it's",
+    '"; DROP TABLE orders; --',
+    "$1 $$ $q$",
+    "\u2019 \uff02 \uff07",
     "ünï😀",
     "=1+1",
 ]
@@ -348,6 +356,15 @@ def test_union_of_selects(connection: sa.Connection) -> None:
 
 
 # What is no query
+
+
+@pytest.mark.parametrize("source", ["SELECT 1 AS a\0", "SELECT '\ud800' AS a"])
+def test_text_that_postgres_cannot_have_is_refused(connection: sa.Connection, source: str) -> None:
+    """A NUL, which would end the statement, and half of a surrogate pair are refused; the text is not shown."""
+    with pytest.raises(InvalidArgument, match="NUL or half a surrogate pair") as caught:
+        describe(connection, source)
+    assert caught.value.argument == "query"
+    assert "SELECT" not in str(caught.value)
 
 
 @pytest.mark.parametrize("source", ["", " \n", ";", " ;\n; ", None, 7, b"SELECT 1", ["SELECT 1"], sa.insert(Order)])
