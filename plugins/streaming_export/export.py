@@ -308,7 +308,7 @@ class _Export:
             self._log_start(snapshot)
             query = self._describe(snapshot)
             manifest_key = manifest.manifest_key(self.key)
-            _, replaces = manifest.get(self.client, self.bucket, manifest_key)
+            _, replaces = manifest.get(self.client, self.bucket, manifest_key, self.options.extra_args)
             with self._read(snapshot, query) as reading, self._write(query, reading.stop) as files:
                 cancel.on_cancel(reading.stop)
                 cancel.on_cancel(files.cancel)

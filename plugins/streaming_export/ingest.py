@@ -68,6 +68,7 @@ def ingest(
     An export of all rows replaces the table's rows; one of a window is put in by its unique key. The load
     is recorded in ``load_history`` in the same transaction, so that a second call changes nothing.
     Schema, table and history are created when they are missing. Loads into the same table wait for each other.
+    An export that is encrypted by a customer's key can't be loaded.
 
     :param manifest_url: ``s3://`` URL of the manifest.
     :param engine: engine of the psycopg2 dialect, for the analytics database; PostgreSQL 15 or newer.

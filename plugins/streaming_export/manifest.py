@@ -19,12 +19,22 @@ from botocore.exceptions import BotoCoreError, ClientError
 from streaming_export.errors import UploadError, VerificationError
 from streaming_export.files import ExportedFile
 from streaming_export.keys import check_bucket, check_key
+from streaming_export.multipart import known_arguments
 from streaming_export.private import impersonal
 from streaming_export.query import Query
 from streaming_export.snapshot import SnapshotInfo
 from streaming_export.transactions import Wait
 
 VERSION = 1
+
+# Of the extra arguments, those that say how the content of the files is to be read; ours is JSON as it is.
+_OF_THE_FILES = {"ContentType", "ContentDisposition", "ContentEncoding", "ContentLanguage"}
+
+# What to do about an answer to a request that reads.
+_HINTS = {
+    "AccessDenied": " S3 also answers this for an object that is not there, unless s3:ListBucket is allowed.",
+    "InvalidRequest": " It may be encrypted by another key than extra_args name: remove it, or export to another key.",
+}
 
 
 def manifest_key(key: str) -> str:
@@ -129,6 +139,7 @@ def put(
 ) -> None:
     """Write a JSON document, if it is still the one with `etag` that it replaces (None: there is none).
 
+    :param extra_args: further arguments of the requests by their boto3 names, as for the files.
     :param state: for the error, what is published and what to do.
     :raises VerificationError: if another one was written meanwhile.
     :raises UploadError: if the store failed.
@@ -136,12 +147,13 @@ def put(
     # What UTF-8 has not, half of a surrogate pair, gets JSON's escape.
     body = json.dumps(document, ensure_ascii=False, indent=2).encode(errors="backslashreplace") + b"\n"
     condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
-    arguments = {**extra_args, "Bucket": bucket, "Key": key, "Body": body, "ContentType": "application/json"}
+    arguments = {name: value for name, value in extra_args.items() if name not in _OF_THE_FILES}
+    arguments |= {"Bucket": bucket, "Key": key, "Body": body, "ContentType": "application/json"}
     try:
         _put(client, arguments, condition)
     except (ClientError, BotoCoreError) as exc:
         # The answer to a put that succeeded may have been lost, and the retry refused.
-        if get(client, bucket, key)[0] == document:
+        if get(client, bucket, key, extra_args)[0] == document:
             return
         code = exc.response["Error"]["Code"] if isinstance(exc, ClientError) else type(exc).__name__
         if code in ("PreconditionFailed", "ConditionalRequestConflict"):
@@ -152,13 +164,14 @@ def put(
         raise UploadError(f"The object store failed while writing s3://{bucket}/{key}: {code}. {state}", code) from exc
 
 
-def get(client: Any, bucket: str, key: str) -> tuple[Any, str | None]:
+def get(client: Any, bucket: str, key: str, extra_args: Mapping[str, Any]) -> tuple[Any, str | None]:
     """A JSON document and its ETag; (None, None) if there is none.
 
+    :param extra_args: those that it was written with.
     :raises UploadError: if the store failed.
     """
     try:
-        answer = client.get_object(Bucket=bucket, Key=key)
+        answer = client.get_object(Bucket=bucket, Key=key, **known_arguments(client, "get_object", extra_args))
         return json.loads(answer["Body"].read()), answer["ETag"]
     except ValueError:
         return None, answer["ETag"]
@@ -166,10 +179,7 @@ def get(client: Any, bucket: str, key: str) -> tuple[Any, str | None]:
         code = exc.response["Error"]["Code"]
         if exc.response["ResponseMetadata"]["HTTPStatusCode"] == 404 and code != "NoSuchBucket":
             return None, None
-        hint = " S3 also answers this for an object that is not there, unless s3:ListBucket is allowed."
-        raise UploadError(
-            f"Cannot read s3://{bucket}/{key}: {exc}.{hint if code == 'AccessDenied' else ''}", code
-        ) from exc
+        raise UploadError(f"Cannot read s3://{bucket}/{key}: {exc}.{_HINTS.get(code, '')}", code) from exc
     except BotoCoreError as exc:
         raise UploadError(f"Cannot read s3://{bucket}/{key}: {exc}.", type(exc).__name__) from exc
 
@@ -177,12 +187,14 @@ def get(client: Any, bucket: str, key: str) -> tuple[Any, str | None]:
 def published_by(client: Any, bucket: str, key: str) -> str | None:
     """The run (`run` of `export`'s argument of this name) that has published an export to `key`; None if none has.
 
+    An export that is encrypted by a customer's key can't be read.
+
     :raises InvalidArgument: if bucket or key is none.
     :raises UploadError: if the store failed.
     """
     check_bucket(bucket)
     check_key("key", key)
-    document, _ = get(client, bucket, manifest_key(key))
+    document, _ = get(client, bucket, manifest_key(key), {})
     return str(document["run"].get("run")) if document else None
 
 

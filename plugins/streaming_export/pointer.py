@@ -33,7 +33,7 @@ def move_pointer(
     :param manifest_url: what it shall name.
     :param taken_at: when the export's snapshot was taken.
     :param extra: what else it shall say, as the number of rows.
-    :param extra_args: further arguments of the S3 request by their boto3 names.
+    :param extra_args: further arguments of the S3 requests by their boto3 names.
     :returns: whether it was moved.
     :raises InvalidArgument: if bucket or key is none.
     :raises VerificationError: if others kept moving it.
@@ -43,7 +43,7 @@ def move_pointer(
     check_key("key", key)
     document = {"manifest_url": manifest_url, "taken_at": taken_at.isoformat(), **(extra or {})}
     for attempt in range(1, _TRIES + 1):
-        current, etag = manifest.get(client, bucket, key)
+        current, etag = manifest.get(client, bucket, key, extra_args or {})
         if (there := _taken_at(current)) and there >= taken_at:
             return False
         try:

@@ -13,7 +13,8 @@ Answer = tuple[AWSResponse, dict[str, Any]] | None
 
 def answer(status: int = 200, **parsed: Any) -> Answer:
     """An answer of the store, as boto3 would have parsed it."""
-    return AWSResponse("http://store.invalid", status, {}, None), parsed
+    whole = {"ResponseMetadata": {"HTTPStatusCode": status}, **parsed}
+    return AWSResponse("http://store.invalid", status, {}, None), whole
 
 
 def refusal(code: str, status: int = 403) -> Answer:

@@ -178,7 +178,7 @@ def test_a_put_whose_answer_was_lost_is_not_an_error(client: Any, bucket: str) -
     manifest.put(client, bucket, "m.json", document, {}, None, "")
     with pytest.raises(VerificationError):
         manifest.put(client, bucket, "m.json", {"a": 2}, {}, None, "")
-    assert manifest.get(client, bucket, "m.json")[0] == document
+    assert manifest.get(client, bucket, "m.json", {})[0] == document
 
 
 def test_a_manifest_that_cannot_be_written(orders: int, exporter: sa.Engine, endpoint: str, bucket: str) -> None:

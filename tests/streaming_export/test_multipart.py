@@ -387,6 +387,32 @@ def test_a_lost_answer_is_not_called_unpublished(client: Any, bucket: str, data:
         send(client, bucket, data)
 
 
+@pytest.mark.parametrize(
+    ("data", "operation"),
+    [(b"small", "PutObject"), (DATA, "CompleteMultipartUpload")],
+    ids=["small", "multipart"],
+)
+@pytest.mark.parametrize("checksum", [True, False])
+def test_a_lost_answer_of_an_encrypted_object(
+    endpoint: str, bucket: str, before: bytes, data: bytes, operation: str, checksum: bool
+) -> None:
+    """Encryption can change the ETag: then the store's checksum tells; without one, it is not known what is there."""
+    needed = "when_supported" if checksum else "when_required"
+    client = services.s3_client(endpoint, Config(request_checksum_calculation=needed))
+
+    def lose(**_: Any) -> None:
+        client.meta.events.register("after-call.s3.HeadObject", lambda parsed, **_: parsed.update(ETag='"encrypted"'))
+        raise ReadTimeoutError(endpoint_url="http://store.invalid")
+
+    client.meta.events.register(f"after-call.s3.{operation}", lose)
+    if checksum:
+        assert send(client, bucket, data).size == len(data)
+    else:
+        with pytest.raises(UploadError, match="Whether it was published is not known"):
+            send(client, bucket, data)
+    assert content(client, bucket, "a.csv") == data
+
+
 def test_a_failing_put_leaves_nothing(client: Any, bucket: str, before: bytes) -> None:
     """A put that fails leaves the object as it was."""
     hook(client, "PutObject", lambda params: refusal("QuotaFull"))
