@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from demo import services
 
@@ -58,3 +65,63 @@ def test_imports_go_downwards() -> None:
         if (names := imported(path) & not_allowed)
     }
     assert not wrong
+
+
+REQUIREMENTS = ["requirements.txt", "demo/requirements.txt", "tests/requirements.txt", "benchmarks/requirements.txt"]
+
+
+def lines_of(path: str) -> Iterator[tuple[str, str]]:
+    """Requirement and comment of each line of a requirements file."""
+    for line in (services.PROJECT / path).read_text().splitlines():
+        requirement, _, comment = line.partition("#")
+        if requirement.strip():
+            yield requirement.strip(), comment.strip()
+
+
+@pytest.mark.parametrize("path", REQUIREMENTS)
+def test_each_requirement_is_pinned_and_has_a_reason(path: str) -> None:
+    """A requirement has one version, and the comment behind it says what for."""
+    wrong = [
+        requirement
+        for requirement, comment in lines_of(path)
+        if not re.fullmatch(r"[\w.-]+(\[[\w,-]+\])?==[\w.]+", requirement) or not comment
+    ]
+    assert not wrong, f"{path}: write NAME==VERSION  # what it is for"
+
+
+def installed_by(paths: list[str]) -> set[str]:
+    """Names of the packages that requirements files install, with all that these bring."""
+    todo = [Requirement(requirement) for path in paths for requirement, _ in lines_of(path)]
+    done: set[tuple[str, frozenset[str]]] = set()
+    while todo:
+        wanted = todo.pop()
+        key = (canonicalize_name(wanted.name), frozenset(wanted.extras))
+        if key in done:
+            continue
+        done.add(key)
+        try:
+            brought = [Requirement(line) for line in importlib.metadata.requires(wanted.name) or []]
+        except importlib.metadata.PackageNotFoundError:  # for other systems
+            continue
+        extras = ("", *wanted.extras)
+        todo += [one for one in brought if not one.marker or any(one.marker.evaluate({"extra": e}) for e in extras)]
+    return {name for name, _ in done}
+
+
+@pytest.mark.parametrize(
+    ("folder", "paths"),
+    [
+        ("plugins", REQUIREMENTS[:1]),
+        ("dags", REQUIREMENTS[:1]),
+        ("demo", REQUIREMENTS[:2]),
+        ("tests", REQUIREMENTS[:3]),
+    ],
+)
+def test_what_is_imported_gets_installed(folder: str, paths: list[str]) -> None:
+    """Each package that the code imports is in the requirements of its part, or is brought by one that is."""
+    files = list((services.PROJECT / folder).rglob("*.py"))
+    ours = {path.stem for place in (services.PROJECT, PLUGINS, services.PROJECT / "demo") for path in place.iterdir()}
+    names = set().union(*map(imported, files)) - ours - set(sys.stdlib_module_names)
+    providers, installed = importlib.metadata.packages_distributions(), installed_by(paths)
+    missing = [name for name in names if not {canonicalize_name(one) for one in providers.get(name, [])} & installed]
+    assert not missing, f"add to {paths[-1]} what installs {missing}"
