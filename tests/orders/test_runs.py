@@ -82,7 +82,9 @@ def test_a_run_by_hand_never_replaces_a_nightly_file(published: None, client: An
         ({"created_from": TO, "created_to": TO}, "created_from="),
         ({"created_from": "2026-11-01T00:00:00"}, "created_from='2026-11-01T00:00:00' is not allowed: its zone"),
         ({"created_to": "tomorrow"}, "created_to='tomorrow' is not allowed"),
+        ({"created_from": "2026-11-01' OR true --"}, "created_from=.* is not allowed"),
         ({"statuses": ["paid", "lost"]}, r"statuses=\['lost'\] is not allowed: out of pending, paid"),
+        ({"statuses": ["paid' OR true --", "paid", "$1", "\0"]}, r"statuses=\['\\x00', '\$1', .* is not allowed"),
     ],
 )
 def test_what_contradicts_itself_is_refused(client: Any, bucket: str, changed: Any, told: str) -> None:
