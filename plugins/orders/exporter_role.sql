@@ -7,7 +7,8 @@
 -- Running it again is safe, and makes up for grants that are missing: after the table was made anew, for one. It is
 -- plain SQL without psql's commands. Without a password nobody logs in, unless pg_hba.conf asks for none.
 -- What PUBLIC may do, the role may as well: to use temporary tables, for one, unless
--- REVOKE TEMPORARY ON DATABASE … FROM PUBLIC says otherwise.
+-- REVOKE TEMPORARY ON DATABASE … FROM PUBLIC says otherwise. Where the table has row-level security, the role exports
+-- the rows that a policy lets it see.
 
 DO $$
 BEGIN
@@ -19,7 +20,8 @@ BEGIN
 END
 $$;
 
--- What keeps the role from writing is that nobody grants it to; this also stops a function that somebody else owns.
+-- What keeps the role from writing is that nobody has granted it; this also stops functions that run with the rights
+-- of their owner.
 ALTER ROLE orders_exporter SET default_transaction_read_only = on;
 
 -- Add a line of the second kind for each further table that is exported.
