@@ -24,7 +24,7 @@ import psycopg
 import pytest
 
 from demo import services
-from tests.conftest import content
+from tests.conftest import content, make_exporter
 
 CANARIES = {
     "a row's value": "canary-row@example.com",
@@ -217,8 +217,10 @@ def run(tmp_path_factory: pytest.TempPathFactory, airflow_home: Path, database: 
     folder = tmp_path_factory.mktemp("canaries")
     (folder / "airflow").mkdir()
     with services.postgres(folder / "postgres", TALKATIVE) as people:
+        make_exporter(people)
         with psycopg.connect(people, autocommit=True) as connection:
             connection.execute("CREATE TABLE people (email text PRIMARY KEY, phone bigint, name text)")
+            connection.execute(f"GRANT SELECT ON people TO {services.EXPORTER}")
             # COPY's rows are in no log, unlike those of an INSERT.
             with connection.cursor().copy("COPY people FROM STDIN") as copy:
                 for number in range(20_000):

@@ -33,18 +33,18 @@ def people(engine: sa.Engine, schema: str) -> None:
 
 
 @pytest.fixture
-def exported(engine: sa.Engine, schema: str, client: Any, bucket: str) -> Exports:
+def exported(exporter: sa.Engine, schema: str, client: Any, bucket: str) -> Exports:
     """Exports a query; returns the rows of the file, the header's first."""
 
     def run(query: str = "SELECT * FROM people", **options: Any) -> list[list[str]]:
-        run_export(engine, client, bucket, query, **options)
+        run_export(exporter, client, bucket, query, **options)
         return list(csv.reader(io.StringIO(content(client, bucket, "a.csv").decode(), newline="")))
 
     return run
 
 
-def run_export(engine: sa.Engine, client: Any, bucket: str, query: str, **options: Any) -> ExportResult:
-    return export(query, engine=engine, client=client, bucket=bucket, key="a.csv", **options)
+def run_export(exporter: sa.Engine, client: Any, bucket: str, query: str, **options: Any) -> ExportResult:
+    return export(query, engine=exporter, client=client, bucket=bucket, key="a.csv", **options)
 
 
 def manifest(client: Any, bucket: str) -> Any:

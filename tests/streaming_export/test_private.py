@@ -20,10 +20,17 @@ SECRET = "jane@example.com"
 
 
 @pytest.fixture
-def connection(engine: sa.Engine) -> Iterator[sa.Connection]:
+def connection(exporter: sa.Engine) -> Iterator[sa.Connection]:
     """A connection to describe queries on."""
-    with engine.connect() as connection:
+    with exporter.connect() as connection:
         yield connection
+
+
+@pytest.fixture
+def mood(engine: sa.Engine, schema: str) -> None:
+    """An enum, that has to be there before a connection is made."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TYPE mood AS ENUM ('sad', 'so-so')")
 
 
 def csv_of(connection: sa.Connection, source: Any, parameters: dict[str, Any]) -> str:
@@ -43,9 +50,9 @@ def test_a_private_value_is_what_was_given(connection: sa.Connection) -> None:
         assert connection.exec_driver_sql(f"SELECT {private('p1', 'text')}").scalar_one() == value
 
 
-def test_a_private_value_is_gone_with_its_connection(engine: sa.Engine) -> None:
+def test_a_private_value_is_of_one_session(exporter: sa.Engine) -> None:
     """No other session sees it."""
-    with engine.connect() as one, engine.connect() as other:
+    with exporter.connect() as one, exporter.connect() as other:
         set_private(one, {"p1": SECRET})
         found = other.exec_driver_sql("SELECT current_setting('streaming_export.p1', true)").scalar_one()
         assert found in (None, "")
@@ -116,11 +123,9 @@ def test_what_may_be_seen(value: object, expected: bool) -> None:
     ],
 )  # fmt: skip
 def test_a_private_value_has_the_type_of_a_literal(
-    connection: sa.Connection, sql: str, parameters: dict[str, Any], expected: str
+    mood: None, connection: sa.Connection, sql: str, parameters: dict[str, Any], expected: str
 ) -> None:
     """A parameter means what it would mean if it stood in the query."""
-    connection.exec_driver_sql("CREATE TYPE pg_temp.mood AS ENUM ('sad', 'so-so')")
-    connection.exec_driver_sql("SET search_path = pg_temp, public")
     assert csv_of(connection, sql, parameters) == expected
 
 
