@@ -689,6 +689,7 @@ def test_public_names() -> None:
         "VerificationError",
         "check_key",
         "export",
+        "impersonal",
         "ingest",
         "move_pointer",
         "preview",
