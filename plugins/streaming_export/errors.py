@@ -168,7 +168,33 @@ _REMEDIES = {
     "57P01": f"The server is stopping, an administrator ended the session, or it is {_CONFLICT}",
     "57014": "statement_timeout of the server or the role, or an administrator, ended it: raise the time-out",
     "53100": "The server's disk is full, of a sort perhaps: an index on unique_key spares it",
+    "53400": "A sort needs more disk than temp_file_limit allows: raise it, or spare it by an index on unique_key",
+    "53300": "Retry when others have ended theirs, or raise max_connections, or the role's limit",
+    "55P03": "Somebody holds a lock on what is read (pg_locks shows who): retry when it is released",
     "42501": "Grant the role of the connection what it lacks",
+    "42P01": "Correct the query, or restore what it names, and export again",
+    "42703": "Correct the query, or restore what it names, and export again",
+}
+_PASSING_REMEDY = "It may pass by itself: retry"
+
+# The same of an object store, by its code (Amazon S3 API Reference, "Error responses") or botocore's exception.
+_GRANT = (
+    "Grant the role of the connection s3:PutObject, s3:GetObject and s3:AbortMultipartUpload on the key, and"
+    " s3:ListBucket on the bucket, and kms:GenerateDataKey and kms:Decrypt where it is encrypted by KMS"
+)
+_CREDENTIALS = "Correct the credentials of the connection"
+_STORE_REMEDIES = {
+    "NoSuchBucket": "Create the bucket, or correct its name",
+    "AccessDenied": _GRANT,
+    "403": _GRANT,
+    "InvalidAccessKeyId": _CREDENTIALS,
+    "SignatureDoesNotMatch": _CREDENTIALS,
+    "NoCredentialsError": _CREDENTIALS,
+    "ExpiredToken": "Retry with new credentials (renew them if somebody has to), and have them outlive an export",
+    "NoSuchUpload": "See whether two runs write to this key, or a lifecycle rule ends uploads early, and export again",
+    "EntityTooLarge": "Export fewer rows or columns, or split the file by max_file_bytes",
+    "SlowDown": "The store is busy: retry, or have fewer exports run at a time",
+    "EndpointConnectionError": "See whether the store is up, and the connection's endpoint is right: then retry",
 }
 
 
@@ -211,8 +237,23 @@ def query_error(doing: str, exc: BaseException) -> QueryError:
     :param doing: what was being done, as in "running the query".
     """
     message, sqlstate = _server_message(exc)
-    remedy = f" {_REMEDIES[sqlstate]}." if sqlstate in _REMEDIES else ""
-    return QueryError(f"Postgres failed while {doing}: {message}. Nothing was published.{remedy}", sqlstate)
+    error = QueryError(f"Postgres failed while {doing}: {message}. Nothing was published.", sqlstate)
+    default = _PASSING_REMEDY if retry_helps(error) else "Correct the query, and export again"
+    return QueryError(f"{error} {_REMEDIES.get(sqlstate or '', default)}.", sqlstate)
+
+
+def upload_error(doing: str, code: str, reason: str, state: str) -> UploadError:
+    """An error of the object store, with what to do about it.
+
+    :param doing: what was being done, and to what, as in "completing s3://…".
+    :param code: the store's code, or the name of botocore's exception.
+    :param reason: the code, with the store's message.
+    :param state: what is published.
+    """
+    passing = code in _PASSING_CODES
+    default = _PASSING_REMEDY if passing else "It will come again until somebody mends its cause: then export again"
+    remedy = _STORE_REMEDIES.get(code, default)
+    return UploadError(f"The object store failed while {doing}: {reason}. {state}. {remedy}.", code)
 
 
 def load_error(doing: str, exc: BaseException) -> LoadError:

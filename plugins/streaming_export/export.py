@@ -330,7 +330,7 @@ class _Export:
                 )
                 document = manifest.build(published, self.bucket, exported)
                 extra_args = self.options.extra_args
-                state = "The files are visible, whole and verified, but nobody is told of them yet: export again."
+                state = "The files are visible, whole and verified, but nobody is told of them yet: export again"
                 manifest.put(self.client, self.bucket, manifest_key, document, extra_args, replaces, state)
         manifest_url = f"s3://{self.bucket}/{manifest_key}"
         return self._result(exported, manifest_url, snapshot.info.taken_at, time.monotonic() - started)

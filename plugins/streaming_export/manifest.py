@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import boto3
 import psycopg2
 from botocore.exceptions import BotoCoreError, ClientError
 
-from streaming_export.errors import UploadError, VerificationError
+from streaming_export.errors import UploadError, VerificationError, upload_error
 from streaming_export.files import ExportedFile
 from streaming_export.keys import check_bucket, check_key
 from streaming_export.multipart import known_arguments
@@ -32,8 +33,8 @@ _OF_THE_FILES = {"ContentType", "ContentDisposition", "ContentEncoding", "Conten
 
 # What to do about an answer to a request that reads.
 _HINTS = {
-    "AccessDenied": " S3 also answers this for an object that is not there, unless s3:ListBucket is allowed.",
-    "InvalidRequest": " It may be encrypted by another key than extra_args name: remove it, or export to another key.",
+    "AccessDenied": " (S3 also answers this for an object that is not there, unless s3:ListBucket is allowed)",
+    "InvalidRequest": " (it may be encrypted by another key than extra_args name: remove it, or export to another key)",
 }
 
 
@@ -140,7 +141,7 @@ def put(
     """Write a JSON document, if it is still the one with `etag` that it replaces (None: there is none).
 
     :param extra_args: further arguments of the requests by their boto3 names, as for the files.
-    :param state: for the error, what is published and what to do.
+    :param state: for the error, what is published.
     :raises VerificationError: if another one was written meanwhile.
     :raises UploadError: if the store failed.
     """
@@ -153,21 +154,25 @@ def put(
         _put(client, arguments, condition)
     except (ClientError, BotoCoreError) as exc:
         # The answer to a put that succeeded may have been lost, and the retry refused.
-        if get(client, bucket, key, extra_args)[0] == document:
-            return
+        with contextlib.suppress(UploadError):
+            if get(client, bucket, key, extra_args)[0] == document:
+                return
         code = exc.response["Error"]["Code"] if isinstance(exc, ClientError) else type(exc).__name__
         if code in ("PreconditionFailed", "ConditionalRequestConflict"):
             raise VerificationError(
                 f"s3://{bucket}/{key} was written by another export meanwhile, and stays as that left it. Its files"
                 " may be of this one: export again."
             ) from exc
-        raise UploadError(f"The object store failed while writing s3://{bucket}/{key}: {code}. {state}", code) from exc
+        raise upload_error(f"writing s3://{bucket}/{key}", code, code, state) from exc
 
 
-def get(client: Any, bucket: str, key: str, extra_args: Mapping[str, Any]) -> tuple[Any, str | None]:
+def get(
+    client: Any, bucket: str, key: str, extra_args: Mapping[str, Any], state: str = "Nothing was published"
+) -> tuple[Any, str | None]:
     """A JSON document and its ETag; (None, None) if there is none.
 
     :param extra_args: those that it was written with.
+    :param state: for the error, what is published.
     :raises UploadError: if the store failed.
     """
     try:
@@ -179,9 +184,9 @@ def get(client: Any, bucket: str, key: str, extra_args: Mapping[str, Any]) -> tu
         code = exc.response["Error"]["Code"]
         if exc.response["ResponseMetadata"]["HTTPStatusCode"] == 404 and code != "NoSuchBucket":
             return None, None
-        raise UploadError(f"Cannot read s3://{bucket}/{key}: {exc}.{_HINTS.get(code, '')}", code) from exc
+        raise upload_error(f"reading s3://{bucket}/{key}", code, f"{exc}{_HINTS.get(code, '')}", state) from exc
     except BotoCoreError as exc:
-        raise UploadError(f"Cannot read s3://{bucket}/{key}: {exc}.", type(exc).__name__) from exc
+        raise upload_error(f"reading s3://{bucket}/{key}", type(exc).__name__, str(exc), state) from exc
 
 
 def published_by(client: Any, bucket: str, key: str) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 from isal import isal_zlib
 
-from streaming_export.errors import InvalidArgument, UploadAborted, UploadError, VerificationError
+from streaming_export.errors import InvalidArgument, UploadAborted, UploadError, VerificationError, upload_error
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ class Upload:
         #: What an error says of what is visible, until the object is.
         self.state = "Nothing was published"
         self._upload_id: str | None = None
+        self._gone = False
         self._number = 1
         self._part = bytearray(FIRST_PART_BYTES)
         self._filled = 0
@@ -161,11 +162,8 @@ class Upload:
         :raises UploadError: if a part could not be sent, or the object would be larger than S3 allows.
         """
         if self._size + len(data) > MAX_OBJECT_BYTES:
-            raise UploadError(
-                f"{self.url} would be larger than the 5 TiB that S3 allows; nothing was published."
-                " Export fewer rows or columns.",
-                "EntityTooLarge",
-            )
+            reason = "the object would be larger than the 5 TiB that S3 allows"
+            raise upload_error(f"writing {self.url}", "EntityTooLarge", reason, self.state)
         self._sha256.update(data)
         self._crc32 = isal_zlib.crc32(data, self._crc32)
         self._size += len(data)
@@ -246,7 +244,7 @@ class Upload:
             self._changed.notify_all()
         if self._upload_id is None:
             return
-        self._abort_upload(self._upload_id)
+        self._gone = self._abort_upload(self._upload_id)
         if in_flight:
             # A part that was on its way may have been stored after the abort (Amazon S3 API Reference,
             # AbortMultipartUpload).
@@ -267,7 +265,8 @@ class Upload:
         if self._upload_id is None:
             self._start()
         if self._number > MAX_PARTS:
-            raise UploadError(f"{self.url} needs more than {MAX_PARTS} parts. Nothing was published.", "EntityTooLarge")
+            reason = f"the object needs more than {MAX_PARTS:,} parts"
+            raise upload_error(f"writing {self.url}", "EntityTooLarge", reason, self.state)
         size = len(self._part)
         with self._changed:
             # Counted under the same lock, so that an abort either prevents a part or waits for it.
@@ -337,18 +336,22 @@ class Upload:
                 # The store knows no conditional writes.
                 self._request(operation, **arguments)
         except (ClientError, BotoCoreError) as exc:
-            # The answer to a request that succeeded may have been lost, and its retry refused.
+            # The answer to a request that succeeded may have been lost, and its retry refused. One that is still on
+            # its way can't succeed any more once the upload is gone.
+            error = self._error
+            self.abort()
             published = self._is_published()
             if published:
                 return
-            self.raise_error()
+            if error:
+                raise error from None
             if _code(exc) in ("PreconditionFailed", "ConditionalRequestConflict"):
                 raise VerificationError(
                     f"{self.url} was replaced by another writer while this export ran, and stays as that left it."
                     f" {self.state}. See whether two runs write to this key."
                 ) from exc
-            state = None if published is False else "Whether it was published is not known"
-            raise self._failed(doing, exc, state) from exc
+            settled = published is False and (self._gone or _is_only_answer(exc))
+            raise self._failed(doing, exc, None if settled else "Whether it was published is not known") from exc
 
     def _is_published(self) -> bool | None:
         """Whether the object is what was sent; None if that can't be found out."""
@@ -417,18 +420,22 @@ class Upload:
                     log.warning("Aborting an unfinished upload of %s, started %s.", self.url, upload["Initiated"])
                     self._abort_upload(upload["UploadId"])
 
-    def _abort_upload(self, upload_id: str) -> None:
+    def _abort_upload(self, upload_id: str) -> bool:
+        """Whether the store says that the upload is gone."""
         try:
             self._request("abort_multipart_upload", UploadId=upload_id)
         except (ClientError, BotoCoreError) as exc:
-            if _code(exc) != "NoSuchUpload":
-                log.error(
-                    "Cannot abort upload %s of %s (%s). It is invisible, but its parts are stored (and paid for)"
-                    " until the next export to this key, or the bucket's lifecycle rule, removes them.",
-                    upload_id,
-                    self.url,
-                    _code(exc),
-                )
+            if _code(exc) == "NoSuchUpload":
+                return True
+            log.error(
+                "Cannot abort upload %s of %s (%s). It is invisible, but its parts are stored (and paid for)"
+                " until the next export to this key, or the bucket's lifecycle rule, removes them.",
+                upload_id,
+                self.url,
+                _code(exc),
+            )
+            return False
+        return True
 
     def _call(self, doing: str, operation: str, state: str | None = None, **arguments: Any) -> Any:
         try:
@@ -443,9 +450,7 @@ class Upload:
         return known_arguments(self._client, operation, self._extra_args)
 
     def _failed(self, doing: str, exc: BaseException, state: str | None = None) -> UploadError:
-        return UploadError(
-            f"The object store failed while {doing} {self.url}: {_reason(exc)}. {state or self.state}.", _code(exc)
-        )
+        return upload_error(f"{doing} {self.url}", _code(exc), _reason(exc), state or self.state)
 
     def _check_extra_args(self) -> None:
         allowed = _members(self._client, "create_multipart_upload") & _members(self._client, "put_object")
@@ -482,6 +487,11 @@ def _code(exc: BaseException) -> str:
     if isinstance(exc, ClientError):
         return str(exc.response.get("Error", {}).get("Code", "unknown"))
     return type(exc).__name__
+
+
+def _is_only_answer(exc: BaseException) -> bool:
+    """Whether the store has answered, and botocore has sent no other request that may still be on its way."""
+    return isinstance(exc, ClientError) and not exc.response.get("ResponseMetadata", {}).get("RetryAttempts")
 
 
 def _reason(exc: BaseException) -> str:

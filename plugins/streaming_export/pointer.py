@@ -42,12 +42,12 @@ def move_pointer(
     check_bucket(bucket)
     check_key("key", key)
     document = {"manifest_url": manifest_url, "taken_at": taken_at.isoformat(), **(extra or {})}
+    state = f"{manifest_url} is published, and is not named by this yet: export again"
     for attempt in range(1, _TRIES + 1):
-        current, etag = manifest.get(client, bucket, key, extra_args or {})
+        current, etag = manifest.get(client, bucket, key, extra_args or {}, state)
         if (there := _taken_at(current)) and there >= taken_at:
             return False
         try:
-            state = f"{manifest_url} is published, and is not named by this yet: export again."
             manifest.put(client, bucket, key, document, extra_args or {}, etag, state)
         except VerificationError:
             if attempt == _TRIES:

@@ -341,13 +341,13 @@ def test_memory_is_bounded(client: Any, bucket: str) -> None:
 def test_a_failing_request_leaves_nothing(
     client: Any, bucket: str, before: bytes, operation: str, number: int | None, doing: str
 ) -> None:
-    """Whichever request fails: no upload stays open, the object is what it was, the error says what failed."""
+    """Whichever request fails: no upload stays open, the object is as it was, the error says so and what to do."""
     hook(client, operation, lambda p: refusal("QuotaFull") if number is None or part_number(p) == number else None)
     with pytest.raises(UploadError) as caught:
         send(client, bucket, DATA)
     assert str(caught.value) == (
         f"The object store failed while {doing} s3://{bucket}/a.csv: QuotaFull: injected by a test."
-        " Nothing was published."
+        " Nothing was published. It will come again until somebody mends its cause: then export again."
     )
     assert caught.value.code == "QuotaFull"
     assert open_uploads(client, bucket) == []
@@ -474,7 +474,7 @@ def test_a_block_that_does_not_complete_publishes_nothing(client: Any, bucket: s
 def test_more_than_s3_allows_is_refused(client: Any, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An object larger than S3 allows is an error that says so, and leaves nothing."""
     monkeypatch.setattr(multipart, "MAX_OBJECT_BYTES", len(DATA) - 1)
-    with pytest.raises(UploadError, match=r"5 TiB.*nothing was published"):
+    with pytest.raises(UploadError, match=r"5 TiB.*Nothing was published"):
         send(client, bucket, PART, DATA[FIRST_PART_BYTES:])
     assert keys(client, bucket) == open_uploads(client, bucket) == []
 
