@@ -7,7 +7,7 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -16,11 +16,17 @@ SOCKET = ".s.PGSQL.5432"
 
 
 class Proxy:
-    """Passes connections on to PostgreSQL's socket, until it goes deaf or silent."""
+    """Passes connections on to PostgreSQL's socket, until it goes deaf or silent.
+
+    Connections are numbered from 0 as they are opened.
+    """
 
     def __init__(self, folder: Path, server: str) -> None:
         self._server = server
         self._open: list[socket.socket] = []
+        self._connections: list[tuple[socket.socket, socket.socket]] = []
+        self._received = 0
+        self._events: list[tuple[Callable[[], bool], Callable[[], object]]] = []
         self._deaf = False
         self._passing = threading.Event()
         self._passing.set()
@@ -38,11 +44,25 @@ class Proxy:
         self._deaf = True
         self._passing.clear()
 
+    def after_bytes(self, count: int, action: Callable[[], object]) -> None:
+        """Once so many more bytes have come from the server, do something before the next are passed on."""
+        least = self._received + count
+        self._events.append((lambda: self._received >= least, action))
+
+    def before_connection(self, number: int, action: Callable[[], object]) -> None:
+        """Do something before so many more connections are open."""
+        least = len(self._connections) + number
+        self._events.append((lambda: len(self._connections) >= least, action))
+
+    def cut(self, number: int) -> None:
+        """End a connection, counted from the newest if negative, and leave the others alone."""
+        for end in self._connections[number]:
+            _shut(end)
+
     def close(self) -> None:
         """End all connections."""
         for one in self._open:
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+            _shut(one)
             one.close()
         self._passing.set()
 
@@ -59,16 +79,42 @@ class Proxy:
                 if self._deaf:
                     continue
                 server = self._socket()
-                server.connect(self._server)
+                try:
+                    server.connect(self._server)
+                except OSError:  # the server is down
+                    _shut(client)
+                    continue
+                self._connections.append((client, server))
+                self._notice()
                 for source, target in ((client, server), (server, client)):
                     threading.Thread(target=self._pass, args=(source, target), daemon=True).start()
 
+    def _notice(self) -> None:
+        for event in list(self._events):
+            happened, action = event
+            if happened():
+                with contextlib.suppress(ValueError):  # another connection's thread was faster
+                    self._events.remove(event)
+                    action()
+
     def _pass(self, source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
+        from_server = any(source is server for _, server in self._connections)
+        try:
             while data := source.recv(65_536):
                 self._passing.wait()
+                if from_server:
+                    self._received += len(data)
+                    self._notice()
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)
+        except OSError:  # one end was torn down
+            _shut(source)
+            _shut(target)
+
+
+def _shut(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager

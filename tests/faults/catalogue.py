@@ -1,0 +1,404 @@
+"""What can go wrong, each with how the attempt must end: the short tests and the soak draw from here."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+
+from tests.faults import store_proxy as on_the_way
+from tests.faults.store_proxy import Action
+from tests.faults.world import MULTIPART, SMALL, Database, Outcome, World, outcome_of
+from tests.streaming_export.waiting import Running, eventually
+
+#: Makes something happen during an attempt, and returns how that ended.
+Run = Callable[["World"], Outcome]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that goes wrong during an attempt.
+
+    :param kind: of which there are several.
+    :param name: which one it is.
+    :param run: makes it happen.
+    :param publishes: whether the attempt publishes in spite of it; None if that depends on the moment.
+    :param tells: a regular expression that its error matches.
+    """
+
+    kind: str
+    name: str
+    run: Run
+    publishes: bool | None
+    tells: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.name}"
+
+
+# ---- The store
+
+# Requests of an attempt, in their order: whether it has parts; whether one that fails for ever, or hangs for ever,
+# stops the attempt; what the error says.
+_REQUESTS: dict[str, tuple[bool, bool, bool, str]] = {
+    "GetManifest": (False, True, True, "reading .*Nothing was published"),
+    "HeadObject": (False, True, True, "not verified|Nothing was published"),
+    "ListMultipartUploads": (False, False, True, "looking at .*Nothing was published"),
+    "CreateMultipartUpload": (True, True, True, "starting .*Nothing was published"),
+    "UploadPart": (True, True, True, "sending part .*Nothing was published"),
+    "CompleteMultipartUpload": (True, True, True, "completing .*Nothing was published"),
+    "PutObject": (False, True, True, "writing .*"),
+    "PutManifest": (False, True, True, "nobody is told of them yet"),
+}
+
+
+def _request(operation: str, action: Action, times: float = float("inf"), skip: int = 0) -> Run:
+    def run(world: World) -> Outcome:
+        world.rows = MULTIPART if _REQUESTS[operation][0] else SMALL
+        with world.store.inject(operation, action, skip, times):
+            return world.attempt()
+
+    return run
+
+
+def _request_faults() -> list[Fault]:
+    faults = []
+    for operation, (_, failing_stops, hanging_stops, tells) in _REQUESTS.items():
+        error = on_the_way.refuse("InternalError", 500)
+        faults += [
+            Fault("store", f"{operation} fails once", _request(operation, error, 1), True),
+            Fault("store", f"{operation} fails always", _request(operation, error), not failing_stops, tells),
+            Fault("store", f"{operation} hangs once", _request(operation, on_the_way.hang, 1), True),
+            Fault("store", f"{operation} hangs always", _request(operation, on_the_way.hang), not hanging_stops, tells),
+            Fault("store", f"{operation} answers late once", _request(operation, on_the_way.answer_late, 1), True),
+        ]
+    return faults
+
+
+def _arriving_late(operation: str, after_next: bool, also: str = "-") -> Run:
+    """Requests that reach the store when the attempt, or even the next one, has ended."""
+
+    def run(world: World) -> Outcome:
+        world.rows = MULTIPART if _REQUESTS[operation][0] else SMALL
+        held = on_the_way.Held()
+        with world.store.inject(operation, held), world.store.inject(also, on_the_way.refuse("AccessDenied", 403)):
+            outcome = world.attempt() if after_next else world.attempt(settle=held.let_go)
+        if after_next:
+            world.check_next()
+            published = world.visible()
+            held.let_go()
+            assert world.visible() == published, (
+                "a request of an earlier attempt has changed what a later one published"
+            )
+        return outcome
+
+    return run
+
+
+_WRITES = ("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "PutObject", "PutManifest")
+_LATE = [
+    *(Fault("store", f"{name} arrives after the attempt", _arriving_late(name, False), False) for name in _WRITES),
+    *(Fault("store", f"{name} arrives after the next attempt", _arriving_late(name, True), False) for name in _WRITES),
+    Fault(
+        "store",
+        "CompleteMultipartUpload arrives after the attempt, which could not abort",
+        _arriving_late("CompleteMultipartUpload", False, also="AbortMultipartUpload"),
+        False,
+    ),
+]
+
+STORE = [*_request_faults(), *_LATE]
+
+
+# ---- The store's and the network's other troubles
+
+
+def _any_request(requests: str, action: Action, times: float = float("inf"), skip: int = 0) -> Run:
+    def run(world: World) -> Outcome:
+        world.rows = MULTIPART
+        with world.store.inject(requests, action, skip, times):
+            return world.attempt()
+
+    return run
+
+
+def _while_aborting(action: Action) -> Run:
+    """A part is refused, and the abort that follows comes to harm as well."""
+
+    def run(world: World) -> Outcome:
+        world.rows = MULTIPART
+        refused = on_the_way.refuse("QuotaFull", 400)
+        with world.store.inject("UploadPart", refused), world.store.inject("AbortMultipartUpload", action):
+            return world.attempt()
+
+    return run
+
+
+def _missing_bucket(world: World) -> Outcome:
+    bucket, world.bucket = world.bucket, f"{world.bucket}-missing"
+    try:
+        exporting = world.start()
+        assert exporting.ends()
+        return outcome_of(exporting)
+    finally:
+        world.bucket = bucket
+
+
+STORE += [
+    Fault("store", "a part's connection is reset once", _request("UploadPart", on_the_way.reset_half_way, 1), True),
+    Fault(
+        "store",
+        "a part's connection is reset always",
+        _request("UploadPart", on_the_way.reset_half_way),
+        False,
+        "sending part .*Nothing was published",
+    ),
+    *(
+        Fault("store", f"the answer to {name} is lost", _request(name, on_the_way.lose_answer, 1), True)
+        for name in ("CompleteMultipartUpload", "PutObject", "PutManifest")
+    ),
+    Fault(
+        "store",
+        "the answer to CompleteMultipartUpload is truncated",
+        _request("CompleteMultipartUpload", on_the_way.truncate_answer, 1),
+        None,
+    ),
+    Fault("store", "the manifest is truncated on its way", _request("GetManifest", on_the_way.truncate_answer), None),
+    *(
+        Fault(
+            "store",
+            f"the body of {name} arrives damaged",
+            _request(name, on_the_way.damage, 1),
+            False,
+            "BadDigest.*Nothing was published.*retry",
+        )
+        for name in ("UploadPart", "PutObject")
+    ),
+    Fault(
+        "store",
+        "a part has a wrong ETag",
+        _request("UploadPart", on_the_way.change_header("ETag", '"0123456789abcdef0123456789abcdef"'), 1),
+        False,
+        "InvalidPart.*Nothing was published",
+    ),
+    Fault(
+        "store",
+        "the object has a wrong ETag",
+        _request("HeadObject", on_the_way.change_header("ETag", '"0123456789abcdef0123456789abcdef"'), 1, skip=1),
+        True,
+    ),
+    Fault(
+        "store",
+        "the object has a wrong size",
+        _request("HeadObject", on_the_way.change_header("Content-Length", "5"), 1, skip=1),
+        False,
+        "visible with 5 bytes .*Do not use it; export again",
+    ),
+    Fault("store", "the bucket is missing", _missing_bucket, False, "NoSuchBucket.*Nothing was published.*Create"),
+    Fault(
+        "store",
+        "access is denied",
+        _any_request("(Create|Put).*", on_the_way.refuse("AccessDenied", 403)),
+        False,
+        "AccessDenied.*Nothing was published.*Grant",
+    ),
+    Fault(
+        "store",
+        "access is denied half-way",
+        _any_request(".*", on_the_way.refuse("AccessDenied", 403), skip=5),
+        False,
+        "AccessDenied.*Nothing was published.*Grant",
+    ),
+    Fault(
+        "store",
+        "the credentials expire half-way",
+        _any_request(".*", on_the_way.refuse("ExpiredToken", 400), skip=5),
+        False,
+        "ExpiredToken.*Nothing was published.*Retry",
+    ),
+    Fault("store", "the store is busy", _any_request(".*", on_the_way.refuse("SlowDown", 503), times=1, skip=4), True),
+    Fault("store", "the store is slow", _any_request(".*", on_the_way.delay(0.2)), True),
+    Fault("store", "the network is slow", _request("UploadPart", on_the_way.throttle(0.5)), True),
+    *(
+        Fault("store", f"the abort {how}", _while_aborting(action), False, "QuotaFull.*Nothing was published")
+        for how, action in (
+            ("fails", on_the_way.refuse("InternalError", 500)),
+            ("hangs", on_the_way.hang),
+            ("answers late", on_the_way.answer_late),
+            ("is refused", on_the_way.refuse("AccessDenied", 403)),
+        )
+    ),
+]
+
+
+# ---- Postgres
+
+_READING = "(query LIKE 'COPY%' OR query LIKE 'FETCH%')"
+
+
+def _while_reading(happen: Callable[[World], object], settle: Callable[[World], object] = lambda _: None) -> Run:
+    """Something happens when so many bytes of rows have come, somewhere in the middle of a batch."""
+
+    def run(world: World) -> Outcome:
+        world.rows = MULTIPART
+        world.network.after_bytes(world.chance.randrange(500_000, 4_000_000), lambda: happen(world))
+        return world.attempt(settle=lambda: settle(world))
+
+    return run
+
+
+def _end_a_reader(world: World) -> None:
+    world.sql(f"SELECT pg_terminate_backend({world.chance.choice(world.backends(_READING))})")
+
+
+def _end_the_holder(world: World) -> None:
+    world.sql(f"SELECT pg_terminate_backend({world.backends()[0]})")
+
+
+def _kill_a_backend(world: World) -> None:
+    os.kill(world.chance.choice(world.backends(_READING)), signal.SIGKILL)
+
+
+def _answers(world: World) -> None:
+    """Return when the server has recovered from a crash."""
+
+    def answers() -> bool:
+        try:
+            world.sql("SELECT 1")
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    assert eventually(answers)
+
+
+def _server(world: World) -> Database:
+    assert world.server, "this fault needs a server of its own"
+    return world.server
+
+
+def _statement_timeout(world: World) -> Outcome:
+    slow = world.query.replace("SELECT id,", "SELECT id, CASE WHEN id = 50 THEN pg_sleep(600)::text END AS nap,")
+    return world.attempt(slow, libpq="-c statement_timeout=300")
+
+
+def _locked(world: World, until_it_waits: bool) -> Outcome:
+    with psycopg.connect(world.uri) as locking:
+        locking.execute(f"LOCK TABLE {world.name}.numbers IN ACCESS EXCLUSIVE MODE")
+
+        def release() -> None:
+            assert eventually(lambda: world.backends("wait_event_type = 'Lock'"))
+            locking.rollback()
+
+        releasing = Running(release) if until_it_waits else None
+        outcome = world.attempt(libpq="-c lock_timeout=10s" if until_it_waits else "-c lock_timeout=200")
+        assert releasing is None or (releasing.ends() and releasing.error is None)
+        return outcome
+
+
+# Rows that have to be sorted, more than fit into the memory for it.
+_SORTING = "SELECT md5(i::text) AS id, repeat('x', 100) AS filler FROM generate_series(1, 50000) AS i ORDER BY 1"
+_LITTLE_MEMORY = "-c work_mem=64kB"
+
+
+def _too_little_disk_allowed(world: World) -> Outcome:
+    return world.attempt(_SORTING, libpq=f"{_LITTLE_MEMORY} -c temp_file_limit=100kB")
+
+
+def _disk_full(world: World) -> Outcome:
+    """Every write to a temporary file meets /dev/full, of which the kernel says that no space is left (Linux)."""
+    (folder,) = [Path(row) for (row,) in world.sql("SHOW data_directory")]
+    temporary = folder / "base" / "pgsql_tmp"
+    temporary.mkdir(exist_ok=True)
+
+    def fill(pid: int) -> None:
+        for number in range(10):
+            (temporary / f"pgsql_tmp{pid}.{number}").symlink_to("/dev/full")
+
+    try:
+        return world.attempt(_SORTING, libpq=_LITTLE_MEMORY, on_connect=fill)
+    finally:
+        for link in temporary.iterdir():
+            link.unlink()
+
+
+def _changed_meanwhile(change: str, undo: str) -> Run:
+    """A table is dropped or altered between two batches: that waits for the attempt; the next one meets it."""
+
+    def run(world: World) -> Outcome:
+        world.rows = MULTIPART
+        changing: list[Running] = []
+
+        def begin() -> None:
+            changing.append(Running(lambda: world.sql(change.format(table=f"{world.name}.numbers"))))
+            waiting = f"SELECT 1 FROM pg_locks WHERE NOT granted AND relation = '{world.name}.numbers'::regclass"
+            assert eventually(lambda: world.sql(waiting))
+
+        world.network.after_bytes(world.chance.randrange(500_000, 4_000_000), begin)
+        assert world.attempt().published
+        assert changing[0].ends()
+        assert changing[0].error is None
+        outcome = world.attempt()
+        world.sql(undo.format(table=f"{world.name}.numbers", rows=MULTIPART))
+        return outcome
+
+    return run
+
+
+_CREATE = "CREATE TABLE {table} (id bigint PRIMARY KEY); INSERT INTO {table} SELECT generate_series(1, {rows})"
+_UNPUBLISHED = "Nothing was published"
+
+POSTGRES = [
+    Fault("postgres", "a reader's session is ended", _while_reading(_end_a_reader), False, _UNPUBLISHED),
+    Fault("postgres", "the session of the snapshot's holder is ended", _while_reading(_end_the_holder), None),
+    Fault(
+        "postgres",
+        "the network to one reader is cut",
+        _while_reading(lambda world: world.network.cut(-1)),
+        False,
+        _UNPUBLISHED,
+    ),
+    Fault("postgres", "statement_timeout", _statement_timeout, False, "57014.*Nothing was published.*raise"),
+    Fault("postgres", "a sort needs more disk than is allowed", _too_little_disk_allowed, False, "53400.*raise it"),
+    Fault("postgres", "the disk is full while sorting", _disk_full, False, "53100.*Nothing was published.*an index"),
+    Fault(
+        "postgres",
+        "the table is dropped between two batches",
+        _changed_meanwhile("DROP TABLE {table}", _CREATE),
+        False,
+        "42P01.*Nothing was published.*Correct",
+    ),
+    Fault(
+        "postgres",
+        "the table is altered between two batches",
+        _changed_meanwhile("ALTER TABLE {table} RENAME id TO number", "ALTER TABLE {table} RENAME number TO id"),
+        False,
+        "42703.*Nothing was published.*Correct",
+    ),
+    Fault("postgres", "the table is locked", lambda world: _locked(world, False), False, "55P03.*pg_locks"),
+    Fault("postgres", "the table is locked for a while", lambda world: _locked(world, True), True),
+]
+
+#: Those that take the whole server down.
+SERVER = [
+    Fault(
+        "postgres",
+        "the server is stopped at once",
+        _while_reading(lambda world: _server(world).stop_at_once(), lambda world: _server(world).restart()),
+        False,
+        _UNPUBLISHED,
+    ),
+    Fault(
+        "postgres",
+        "a backend is killed, and the server starts anew",
+        _while_reading(_kill_a_backend, _answers),
+        False,
+        _UNPUBLISHED,
+    ),
+]
+
+FAULTS = [*STORE, *POSTGRES, *SERVER]
