@@ -98,10 +98,21 @@ def run_cancellable(work: Callable[[], Result], cancellation: Cancellation) -> R
             if cancellation.cancelled:
                 cancellation.cancel()
         return future.result()
-    except BaseException:
+    except BaseException as exc:
         if not future.done():
             cancellation.cancel()
             wait([future], _END_SECONDS)
+        if not future.done() or future.exception() is not exc:
+            exc.add_note(_fate(future))
         raise
     finally:
         cancellation.end()
+
+
+def _fate(future: Future[Result]) -> str:
+    """What has become of work that was interrupted: who interrupts can't tell."""
+    if not future.done():
+        return f"It has not ended {_END_SECONDS:.0f} s later. Whether it was published is not known. Retry."
+    if exc := future.exception():
+        return f"{type(exc).__name__}: {exc}"
+    return "It was done by then: what it wrote is visible, and a retry writes it again."

@@ -18,7 +18,14 @@ from streaming_export import manifest
 from streaming_export.cancellation import Cancellation, run_cancellable
 from streaming_export.columns import Content, explain
 from streaming_export.compression import ENCODINGS, Compression
-from streaming_export.errors import EmptyResult, ExportCancelled, InvalidArgument, UploadAborted, query_error
+from streaming_export.errors import (
+    EmptyResult,
+    ExportCancelled,
+    ExportError,
+    InvalidArgument,
+    UploadAborted,
+    query_error,
+)
 from streaming_export.files import ExportedFile, Files, Format
 from streaming_export.keys import MAX_KEY_BYTES, check_bucket, check_key
 from streaming_export.masking import Mask
@@ -303,7 +310,7 @@ class _Export:
         cancel = self.cancellation
         with _translated(cancel):
             waited = self._wait()
-        with _translated(cancel), Snapshot(self.engine, self.application_name) as snapshot:
+        with _translated(cancel) as told, Snapshot(self.engine, self.application_name) as snapshot:
             cancel.on_cancel(snapshot.cancel)
             self._log_start(snapshot)
             query = self._describe(snapshot)
@@ -312,7 +319,7 @@ class _Export:
             with self._read(snapshot, query) as reading, self._write(query, reading.stop) as files:
                 cancel.on_cancel(reading.stop)
                 cancel.on_cancel(files.cancel)
-                exported = self._transfer(reading, files)
+                exported = self._transfer(reading, files, told)
             if exported:
                 published = manifest.Published(
                     query=query,
@@ -400,7 +407,7 @@ class _Export:
         headers = _headers(key, self.options.compression)
         return Upload(self.client, self.bucket, key, {**headers, **self.options.extra_args}, on_error)
 
-    def _transfer(self, reading: Reading, files: Files) -> list[ExportedFile]:
+    def _transfer(self, reading: Reading, files: Files, told: _Told) -> list[ExportedFile]:
         """Move all bytes and complete the files; there are none if they were skipped."""
         rows = 0
         progress = _Progress(reading.estimated_rows)
@@ -420,6 +427,7 @@ class _Export:
             )
         if not rows and self.options.on_empty == "skip":
             return []
+        told.state = "Whether it was published is not known"
         return files.complete()
 
     def _result(self, files: list[ExportedFile], manifest_url: str, taken_at: datetime, seconds: float) -> ExportResult:
@@ -488,15 +496,29 @@ def _log_end(result: ExportResult) -> None:
     )
 
 
+class _Told:
+    """What an error that knows nothing of exports tells of one."""
+
+    state = "Nothing was published"
+
+
 @contextlib.contextmanager
-def _translated(cancellation: Cancellation) -> Iterator[None]:
-    """Raise the errors of this package in place of the driver's."""
+def _translated(cancellation: Cancellation) -> Iterator[_Told]:
+    """Raise the errors of this package in place of the driver's; note on others what is published."""
+    told = _Told()
     try:
-        yield
+        yield told
     except (sa.exc.DBAPIError, psycopg2.Error, UploadAborted, Stopped) as exc:
         if cancellation.cancelled:
-            raise ExportCancelled("The export was cancelled. Nothing was published.") from None
+            raise ExportCancelled(
+                "The export was cancelled. Nothing was published. Export again when it shall."
+            ) from None
         if isinstance(exc, UploadAborted | Stopped):
             raise
         # Not `from exc`: its text holds SQL, and may hold values of rows.
         raise query_error("running the query", exc) from None
+    except ExportError:
+        raise
+    except Exception as exc:
+        exc.add_note(f"{told.state}. Retry; if it comes again, see what the worker lacks: memory, perhaps.")
+        raise

@@ -160,8 +160,9 @@ def put(
         code = exc.response["Error"]["Code"] if isinstance(exc, ClientError) else type(exc).__name__
         if code in ("PreconditionFailed", "ConditionalRequestConflict"):
             raise VerificationError(
-                f"s3://{bucket}/{key} was written by another export meanwhile, and stays as that left it. Its files"
-                " may be of this one: export again."
+                f"s3://{bucket}/{key} was written by another export meanwhile, and stays as that left it. Files of"
+                " this one may be visible, which its readers notice. See whether two runs write to this key, and"
+                " export again."
             ) from exc
         raise upload_error(f"writing s3://{bucket}/{key}", code, code, state) from exc
 

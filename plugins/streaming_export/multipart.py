@@ -15,7 +15,14 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 from isal import isal_zlib
 
-from streaming_export.errors import InvalidArgument, UploadAborted, UploadError, VerificationError, upload_error
+from streaming_export.errors import (
+    InvalidArgument,
+    UploadAborted,
+    UploadError,
+    VerificationError,
+    retry_helps,
+    upload_error,
+)
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +135,8 @@ class Upload:
         :raises UploadError: if the bucket is not there, or the store does not answer.
         """
         try:
-            self._condition = self._unchanged()
+            # Before looking at what is there: a completion that a killed attempt has left on its way can't come
+            # between any more.
             self._abort_leftovers()
         except ClientError as exc:
             if _code(exc) == "NoSuchBucket":
@@ -141,6 +149,7 @@ class Upload:
             )
         except BotoCoreError as exc:
             raise self._failed("looking at", exc) from exc
+        self._condition = self._unchanged()
         return self
 
     def replaced(self) -> str | None:
@@ -274,7 +283,12 @@ class Upload:
             self._in_flight += 1
         # Bytes, since botocore copies a bytearray once more where it sends a checksum behind the body.
         arguments = (self._number, bytes(self._part))
-        threading.Thread(target=self._send, args=arguments, name=f"part-{self._number}", daemon=True).start()
+        try:
+            threading.Thread(target=self._send, args=arguments, name=f"part-{self._number}", daemon=True).start()
+        except RuntimeError:  # the process can't have another one
+            with self._changed:
+                self._in_flight -= 1
+            raise
         self._number += 1
         self._filled = 0
         if len(self._part) < part_bytes(self._number):
@@ -292,15 +306,17 @@ class Upload:
 
     def _send(self, number: int, part: bytes) -> None:
         sent: dict[str, Any] = {}
-        error = None
+        error: BaseException | None = None
         try:
             answer = self._request("upload_part", UploadId=self._upload_id, PartNumber=number, Body=part)
             _check_checksum(answer, part)
             checksums = {name: value for name, value in answer.items() if name.startswith("Checksum")}
             checksums.pop("ChecksumType", None)
             sent = {"PartNumber": number, "ETag": answer["ETag"], **checksums}
-        except BaseException as exc:  # whatever it is, the writer raises it
+        except (ClientError, BotoCoreError, VerificationError) as exc:
             error = self._failed(f"sending part {number} of", exc)
+        except BaseException as exc:  # whatever it is, the writer raises it
+            error = exc
         with self._changed:
             if sent:
                 self._parts[number] = sent
@@ -399,16 +415,20 @@ class Upload:
         return StoredObject(self._size, self._sha256.hexdigest(), head["ETag"].strip('"'), max(1, len(self._parts)))
 
     def _unchanged(self) -> dict[str, str]:
-        """The condition that the object is still what it is now."""
+        """The condition that the object is still what it is now; none if the store does not tell.
+
+        :raises UploadError: if the store failed.
+        """
         try:
             return {"IfMatch": self._request("head_object")["ETag"]}
-        except ClientError as exc:
+        except (ClientError, BotoCoreError) as exc:
             if _code(exc) in ("404", "NoSuchKey"):
                 return {"IfNoneMatch": "*"}
-            if _code(exc) == "403":
-                # Without s3:ListBucket, S3 does not tell whether there is an object.
-                return {}
-            raise
+            error = self._failed("looking at", exc)
+            if isinstance(exc, BotoCoreError) or retry_helps(error):
+                raise error from exc
+            # Without s3:ListBucket, S3 does not tell whether there is an object (403), nor without its SSE-C key (400).
+            return {}
 
     def _abort_leftovers(self) -> None:
         bucket, key = self._target["Bucket"], self._target["Key"]

@@ -7,12 +7,14 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
 from tests.faults import store_proxy as on_the_way
+from tests.faults.outcome import Outcome
 from tests.faults.store_proxy import Action
-from tests.faults.world import MULTIPART, SMALL, Database, Outcome, World, outcome_of
+from tests.faults.world import MULTIPART, SMALL, Database, World, outcome_of
 from tests.streaming_export.waiting import Running, eventually
 
 #: Makes something happen during an attempt, and returns how that ended.
@@ -28,6 +30,7 @@ class Fault:
     :param run: makes it happen.
     :param publishes: whether the attempt publishes in spite of it; None if that depends on the moment.
     :param tells: a regular expression that its error matches.
+    :param short: whether the short tests have it as well as the soak.
     """
 
     kind: str
@@ -35,6 +38,7 @@ class Fault:
     run: Run
     publishes: bool | None
     tells: str = ""
+    short: bool = True
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.name}"
@@ -72,9 +76,9 @@ def _request_faults() -> list[Fault]:
         faults += [
             Fault("store", f"{operation} fails once", _request(operation, error, 1), True),
             Fault("store", f"{operation} fails always", _request(operation, error), not failing_stops, tells),
-            Fault("store", f"{operation} hangs once", _request(operation, on_the_way.hang, 1), True),
+            Fault("store", f"{operation} hangs once", _request(operation, on_the_way.hang, 1), True, short=False),
             Fault("store", f"{operation} hangs always", _request(operation, on_the_way.hang), not hanging_stops, tells),
-            Fault("store", f"{operation} answers late once", _request(operation, on_the_way.answer_late, 1), True),
+            Fault("store", f"{operation} answers late", _request(operation, on_the_way.answer_late, 1), True),
         ]
     return faults
 
@@ -349,6 +353,22 @@ def _changed_meanwhile(change: str, undo: str) -> Run:
     return run
 
 
+def _changed_before_the_readers_come(world: World) -> Outcome:
+    """The snapshot's holder has locked the table, the readers have not, and in between somebody queues for it."""
+    changing: list[Running] = []
+    table = f"{world.name}.numbers"
+
+    def begin() -> None:
+        changing.append(Running(lambda: world.sql(f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS more int")))
+        waiting = f"SELECT 1 FROM pg_locks WHERE NOT granted AND relation = '{table}'::regclass"
+        assert eventually(lambda: world.sql(waiting))
+
+    world.network.before_connection(2, begin)
+    outcome = world.attempt()
+    assert changing[0].ends()
+    return outcome
+
+
 _CREATE = "CREATE TABLE {table} (id bigint PRIMARY KEY); INSERT INTO {table} SELECT generate_series(1, {rows})"
 _UNPUBLISHED = "Nothing was published"
 
@@ -379,6 +399,7 @@ POSTGRES = [
         False,
         "42703.*Nothing was published.*Correct",
     ),
+    Fault("postgres", "the table is altered before the readers come", _changed_before_the_readers_come, None),
     Fault("postgres", "the table is locked", lambda world: _locked(world, False), False, "55P03.*pg_locks"),
     Fault("postgres", "the table is locked for a while", lambda world: _locked(world, True), True),
 ]
@@ -401,4 +422,137 @@ SERVER = [
     ),
 ]
 
-FAULTS = [*STORE, *POSTGRES, *SERVER]
+
+# ---- Two attempts
+
+_MOMENTS = [
+    # What an attempt asks of the store, in this order, and which of its kind it is.
+    *(("GetManifest", 0), ("HeadObject", 0), ("ListMultipartUploads", 0), ("CreateMultipartUpload", 0)),
+    *(("UploadPart", 0), ("UploadPart", 1), ("CompleteMultipartUpload", 0), ("HeadObject", 1), ("PutManifest", 0)),
+]
+
+
+def _overtaken(request: str, skip: int) -> Run:
+    """Another run for the same key begins and ends while a request of the first is on its way."""
+
+    def run(world: World) -> Outcome:
+        world.rows = MULTIPART
+        held = on_the_way.Held()
+        with world.store.inject(request, held, skip, times=1):
+            overtaken = world.start()
+            held.wait()
+            world.next_generation()
+            second = world.attempt()
+            held.let_go()
+            assert overtaken.ends()
+        first = outcome_of(overtaken)
+        world.check_both([world.generation - 1, world.generation], [first, second])
+        return first
+
+    return run
+
+
+def _completed_when_the_next_begins(world: World) -> Outcome:
+    """A completion that an attempt had given up arrives when the next one looks at what there is."""
+    world.rows = MULTIPART
+    held = on_the_way.Held()
+    denied = on_the_way.refuse("AccessDenied", 403)
+    with world.store.inject("CompleteMultipartUpload", held):
+        with world.store.inject("AbortMultipartUpload", denied):
+            assert not world.attempt().published
+        world.next_generation()
+        world.rows = SMALL
+        with world.store.inject("ListMultipartUploads", on_the_way.first(held.let_go), times=1):
+            return world.attempt()
+
+
+TWO = [
+    *(
+        Fault(
+            "two runs",
+            f"another is done while this waits for {request} {skip + 1}",
+            _overtaken(request, skip),
+            None,
+            short=request in ("UploadPart", "CompleteMultipartUpload", "PutManifest"),
+        )
+        for request, skip in _MOMENTS
+    ),
+    Fault("two runs", "a late completion arrives when the next begins", _completed_when_the_next_begins, True),
+]
+
+
+# ---- The worker
+
+
+def _stopped(stop: Callable[[World], object]) -> Run:
+    """The task is stopped at some moment: when it asks for something, or when so many bytes of rows have come."""
+
+    def run(world: World) -> Outcome:
+        world.rows = MULTIPART
+        world.worker()
+        if world.chance.random() < 0.5:
+            world.network.after_bytes(world.chance.randrange(6_000_000), lambda: stop(world))
+            return world.attempt_as_task()
+        request, skip = world.chance.choice(_MOMENTS)
+        with world.store.inject(request, on_the_way.first(lambda: stop(world)), skip, times=1):
+            return world.attempt_as_task()
+
+    return run
+
+
+def _stopped_while_the_store_hangs(stop: Callable[[World], object], **arguments: Any) -> Run:
+    """The task is stopped when a part is on its way, and stays there."""
+
+    def run(world: World) -> Outcome:
+        world.rows = MULTIPART
+        world.worker()
+        with world.store.inject("UploadPart", on_the_way.first(lambda: stop(world), on_the_way.hang), times=1):
+            return world.attempt_as_task(**arguments)
+
+    return run
+
+
+def _out_of_time(world: World) -> Outcome:
+    world.rows = MULTIPART
+    return world.attempt_as_task(timeout=world.chance.uniform(0.05, 1))
+
+
+def _out_of_memory(world: World) -> Outcome:
+    world.rows = MULTIPART
+    return world.attempt_as_task(memory=world.chance.randrange(10**6, 90 * 10**6))
+
+
+def _ask_to_end(world: World) -> None:
+    world.worker().stop_task(signal.SIGTERM)
+
+
+def _kill(world: World) -> None:
+    world.worker().stop_task(signal.SIGKILL)
+
+
+def _shut_down(world: World) -> None:
+    world.worker().process.send_signal(signal.SIGTERM)
+
+
+def _mark_failed(world: World) -> None:
+    world.worker().process.send_signal(signal.SIGUSR1)
+
+
+WORKER = [
+    Fault("worker", "SIGTERM to the task", _stopped(_ask_to_end), None),
+    Fault("worker", "SIGTERM while the store hangs", _stopped_while_the_store_hangs(_ask_to_end), False),
+    Fault("worker", "SIGTERM to the worker", _stopped(_shut_down), None),
+    Fault("worker", "marked failed, or cleared", _stopped_while_the_store_hangs(_mark_failed), False),
+    Fault("worker", "execution_timeout", _out_of_time, None),
+    Fault(
+        "worker",
+        "execution_timeout while the store hangs",
+        _stopped_while_the_store_hangs(lambda _: None, timeout=1),
+        False,
+    ),
+    Fault("worker", "SIGKILL to the task, as by the kernel when memory is short", _stopped(_kill), None),
+    Fault("worker", "SIGKILL to the worker and the task", _stopped(lambda world: world.worker().stop_all()), None),
+    Fault("worker", "no more memory for the process", _out_of_memory, None),
+]
+
+FAULTS = [*STORE, *POSTGRES, *SERVER, *TWO, *WORKER]

@@ -31,7 +31,9 @@ from botocore.exceptions import ClientError
 from demo import services
 from streaming_export import ExportError, IngestError, export, manifest_reader
 from streaming_export.verified import VerifiedFile
+from tests.faults.outcome import Outcome
 from tests.faults.store_proxy import MANIFEST, StoreProxy
+from tests.faults.tasks import Worker
 from tests.streaming_export.proxy import proxied
 from tests.streaming_export.waiting import PATIENCE, Running, eventually
 
@@ -47,8 +49,11 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 READ_TIMEOUT = 2  # seconds, after which a request that hangs is given up
-_RETRIES = {"mode": "standard", "total_max_attempts": 2}
-_CLIENT = Config(connect_timeout=READ_TIMEOUT, read_timeout=READ_TIMEOUT, retries=_RETRIES)
+_CLIENT: dict[str, Any] = {
+    "connect_timeout": READ_TIMEOUT,
+    "read_timeout": READ_TIMEOUT,
+    "retries": {"mode": "standard", "total_max_attempts": 2},
+}
 
 # How an error says what is visible, and whether that is then the new object.
 _STATES = {
@@ -57,22 +62,11 @@ _STATES = {
     "Whether it was published is not known": None,
 }
 
+# What a process that lacks memory may meet before it begins to export.
+_NOT_OURS = ("MemoryError", "RuntimeError", "OSError")
+
 # Words by which an error says what to do.
 _REMEDY = re.compile(r"[Rr]etry|[Ee]xport again|Grant|Create|Correct|Renew|Raise|raise|an index|See whether")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How an attempt ended.
-
-    :param published: whether it said that it had published.
-    :param told: what it said instead; None if it was killed and could not say anything.
-    :param kind: name of the exception, or "published" or "killed".
-    """
-
-    published: bool
-    told: str | None
-    kind: str
 
 
 @dataclass(frozen=True)
@@ -146,9 +140,10 @@ class World:
         self._create_tables()
         self.store = StoreProxy(endpoint)
         self._stack.callback(self.store.close)
-        self.client = services.s3_client(self.store.url, _CLIENT)
+        self.client = services.s3_client(self.store.url, Config(**_CLIENT))
         through, self.network = self._stack.enter_context(proxied(uri))
         self.proxied_uri = through
+        self._worker: Worker | None = None
         self._threads = set(threading.enumerate())
 
     def close(self) -> None:
@@ -207,6 +202,21 @@ class World:
         self.check(before, outcome)
         return outcome
 
+    def attempt_as_task(self, **arguments: Any) -> Outcome:
+        """The same as a task of Airflow's; see `Worker.run`."""
+        before = self.visible()
+        way = WAYS[self.chance.choice(list(WAYS))]
+        outcome = self.worker().run(query=self.query, s3_bucket=self.bucket, s3_key=KEY, **way, **arguments)
+        self.check(before, outcome)
+        return outcome
+
+    def worker(self) -> Worker:
+        """A worker of Airflow's, started if there is none, or none any more."""
+        if self._worker is None or not self._worker.alive():
+            self._worker = Worker(self.proxied_uri, self.store.url, {**_CLIENT, "read_timeout": 1})
+            self._stack.callback(self._worker.close)
+        return self._worker
+
     def start(
         self,
         query: str | None = None,
@@ -242,8 +252,22 @@ class World:
         if outcome.published:
             assert new, "an export said that it had published, and had not"
             assert self._describes(after), "an export said that it had published, and its manifest is of another file"
+        elif outcome.kind in _NOT_OURS and not any(state in str(outcome.told) for state in _STATES):
+            assert after == before, f"{outcome} came before an export, and something was published"
         elif outcome.told is not None:
             self._check_told(outcome.told, before, after, new)
+
+    def check_both(self, generations: list[int], outcomes: list[Outcome]) -> None:
+        """After two attempts at a time: the object is that of one of them, and both knew that they were not alone."""
+        after = self.visible()
+        whole = [_whole(generation, self.rows) for generation in generations]
+        assert after.content in whole, f"the object is neither of the two: {_brief(after)}"
+        self._check_manifest(after)
+        assert any(outcome.published for outcome in outcomes), "none of the two has published"
+        for outcome in outcomes:
+            assert outcome.published or _REMEDY.search(str(outcome.told)), (
+                f"the error does not say what to do: {outcome}"
+            )
 
     def check_next(self) -> None:
         """The next attempt succeeds with the right bytes, and leaves nothing open that an earlier one has left."""
@@ -264,7 +288,7 @@ class World:
         return [thread.name for thread in new if "process_request_thread" not in thread.name and thread.name != "proxy"]
 
     def _check_told(self, told: str, before: Visible, after: Visible, new: bool) -> None:
-        (says_new,) = [says for state, says in _STATES.items() if state in told] or ["nothing"]
+        (says_new,) = {says for state, says in _STATES.items() if state in told} or {"nothing"}
         assert says_new != "nothing", f"the error does not say what was published: {told}"
         if says_new is False:
             assert after == before, f"the error says that nothing was published, and something was: {told}"
