@@ -17,6 +17,9 @@ ui: .venv/demo.stamp  ## the same services with Airflow's web interface, until C
 test: .venv/test.stamp  ## all tests; ARGS='-k multipart' for some
 	$(IN_VENV) -m pytest $(ARGS)
 
+soak: .venv/test.stamp  ## 20 minutes of random faults; SECONDS=120 for less, SEED=42 to repeat, STEP=7 for one of them
+	@PYTHONPATH=plugins $(IN_VENV) -m tests.faults.soak $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(STEP),--step $(STEP))
+
 bench: .venv/demo.stamp .bench/peers.stamp  ## measure the export against its peers, half an hour; ROWS=200000 for a minute
 	@PYTHONPATH=plugins $(IN_VENV) -m benchmarks $(if $(ROWS),--rows $(ROWS)) $(if $(ENDPOINT),--endpoint $(ENDPOINT)) $(ARGS)
 
@@ -47,4 +50,4 @@ clean:  ## remove all that was made here: the environment, the demo's data, cach
 SUPPORTED_PYTHON = $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	{ echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13. Choose one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 
-.PHONY: help demo ui test bench lint clean
+.PHONY: help demo ui test soak bench lint clean

@@ -170,7 +170,7 @@ _REMEDIES = {
     "53100": "The server's disk is full, of a sort perhaps: an index on unique_key spares it",
     "53400": "A sort needs more disk than temp_file_limit allows: raise it, or spare it by an index on unique_key",
     "53300": "Retry when others have ended theirs, or raise max_connections, or the role's limit",
-    "55P03": "Somebody holds a lock on what is read (pg_locks shows who): retry when it is released",
+    "55P03": "Somebody holds a lock on what is read, or waits for one (pg_locks shows who): retry when it is released",
     "42501": "Grant the role of the connection what it lacks",
     "42P01": "Correct the query, or restore what it names, and export again",
     "42703": "Correct the query, or restore what it names, and export again",

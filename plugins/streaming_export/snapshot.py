@@ -22,6 +22,10 @@ from streaming_export.query import Query
 # The holder of the snapshot idles in its transaction while the others read.
 _IDLE_SETTINGS = {"idle_in_transaction_session_timeout": "0"}
 
+# The holder has locked what is read before a reader comes. A reader that has to wait is behind somebody (ALTER, DROP)
+# who waits for the holder, who waits for the reader: a deadlock that Postgres can't see.
+_READER_LOCK_TIMEOUT = "5s"
+
 _CANCEL_SECONDS = 1.0
 _CANCEL_PATIENCE = 2.0
 _CLOSE_SECONDS = 3.0
@@ -76,7 +80,9 @@ class Snapshot:
 
     def connect(self) -> sa.Connection:
         """A further connection that sees the same rows; to be used by one thread."""
-        return self._open(f"SET TRANSACTION SNAPSHOT '{self._id}'")
+        connection = self._open(f"SET TRANSACTION SNAPSHOT '{self._id}'")
+        connection.exec_driver_sql(f"SET lock_timeout = '{_READER_LOCK_TIMEOUT}'")
+        return connection
 
     def cancel(self) -> None:
         """Have the server cancel whatever the connections are running; safe from any thread.
