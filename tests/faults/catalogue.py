@@ -243,6 +243,9 @@ STORE += [
 
 # ---- Postgres
 
+#: The kind whose faults need a server of their own.
+OWN_SERVER = "postgres"
+
 _READING = "(query LIKE 'COPY%' OR query LIKE 'FETCH%')"
 
 
@@ -413,8 +416,7 @@ POSTGRES = [
     Fault("postgres", "the table is locked for a while", lambda world: _locked(world, True), True),
 ]
 
-#: Those that take the whole server down.
-SERVER = [
+POSTGRES += [  # these take the whole server down
     Fault(
         "postgres",
         "the server is stopped at once",
@@ -564,4 +566,4 @@ WORKER = [
     Fault("worker", "no more memory for the process", _out_of_memory, None),
 ]
 
-FAULTS = [*STORE, *POSTGRES, *SERVER, *TWO, *WORKER]
+FAULTS = [*STORE, *POSTGRES, *TWO, *WORKER]

@@ -48,7 +48,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "rows": {"method": "rows", "yield_per": 1_000},
 }
 
-READ_TIMEOUT = 2  # seconds, after which a request that hangs is given up
+READ_TIMEOUT = 3  # seconds, after which a request that hangs is given up
 _CLIENT: dict[str, Any] = {
     "connect_timeout": READ_TIMEOUT,
     "read_timeout": READ_TIMEOUT,
@@ -62,8 +62,8 @@ _STATES = {
     "Whether it was published is not known": None,
 }
 
-# What a process that lacks memory may meet before it begins to export.
-_NOT_OURS = ("MemoryError", "RuntimeError", "OSError")
+# What a task may meet before it begins to export, when it lacks memory or time.
+_NOT_OURS = ("MemoryError", "RuntimeError", "OSError", "AirflowTaskTimeout")
 
 # Words by which an error says what to do.
 _REMEDY = re.compile(r"[Rr]etry|[Ee]xport again|Grant|Create|Correct|Renew|Raise|raise|an index|See whether")
@@ -213,7 +213,7 @@ class World:
     def worker(self) -> Worker:
         """A worker of Airflow's, started if there is none, or none any more."""
         if self._worker is None or not self._worker.alive():
-            self._worker = Worker(self.proxied_uri, self.store.url, {**_CLIENT, "read_timeout": 1})
+            self._worker = Worker(self.proxied_uri, self.store.url, _CLIENT)
             self._stack.callback(self._worker.close)
         return self._worker
 
