@@ -92,8 +92,9 @@ def run_cancellable(work: Callable[[], Result], cancellation: Cancellation) -> R
         except BaseException as exc:  # whatever it is, the caller raises it
             future.set_exception(exc)
 
-    threading.Thread(target=contextvars.copy_context().run, args=(run,), name="export", daemon=True).start()
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="export", daemon=True)
     try:
+        thread.start()
         while wait([future], _REPEAT_SECONDS).not_done:
             if cancellation.cancelled:
                 cancellation.cancel()

@@ -16,7 +16,7 @@ from streaming_export import snapshot
 from tests.faults import store_proxy as on_the_way
 from tests.faults.outcome import Outcome
 from tests.faults.store_proxy import Action
-from tests.faults.world import MULTIPART, SMALL, Database, World, outcome_of
+from tests.faults.world import MULTIPART, SMALL, WAYS, Database, World, outcome_of
 from tests.streaming_export.waiting import Running, eventually
 
 #: Makes something happen during an attempt, and returns how that ended.
@@ -249,13 +249,15 @@ OWN_SERVER = "postgres"
 _READING = "(query LIKE 'COPY%' OR query LIKE 'FETCH%')"
 
 
-def _while_reading(happen: Callable[[World], object], settle: Callable[[World], object] = lambda _: None) -> Run:
+def _while_reading(
+    happen: Callable[[World], object], settle: Callable[[World], object] = lambda _: None, **way: Any
+) -> Run:
     """Something happens when so many bytes of rows have come, somewhere in the middle of a batch."""
 
     def run(world: World) -> Outcome:
         world.rows = MULTIPART
         world.network.after_bytes(world.chance.randrange(500_000, 4_000_000), lambda: happen(world))
-        return world.attempt(settle=lambda: settle(world))
+        return world.attempt(settle=lambda: settle(world), **way)
 
     return run
 
@@ -379,7 +381,16 @@ _CREATE = "CREATE TABLE {table} (id bigint PRIMARY KEY); INSERT INTO {table} SEL
 _UNPUBLISHED = "Nothing was published"
 
 POSTGRES = [
-    Fault("postgres", "a reader's session is ended", _while_reading(_end_a_reader), False, _UNPUBLISHED),
+    *(
+        Fault(
+            "postgres",
+            f"a reader's session is ended ({name})",
+            _while_reading(_end_a_reader, **way),
+            False,
+            _UNPUBLISHED,
+        )
+        for name, way in WAYS.items()
+    ),
     Fault("postgres", "the session of the snapshot's holder is ended", _while_reading(_end_the_holder), None),
     Fault(
         "postgres",
@@ -549,19 +560,23 @@ def _mark_failed(world: World) -> None:
     world.worker().process.send_signal(signal.SIGUSR1)
 
 
+_CANCELLED = "cancelled. Nothing was published"
+
 WORKER = [
     Fault("worker", "SIGTERM to the task", _stopped(_ask_to_end), None),
-    Fault("worker", "SIGTERM while the store hangs", _stopped_while_the_store_hangs(_ask_to_end), False),
+    Fault("worker", "SIGTERM while the store hangs", _stopped_while_the_store_hangs(_ask_to_end), False, _CANCELLED),
     Fault("worker", "SIGTERM to the worker", _stopped(_shut_down), None),
-    Fault("worker", "marked failed, or cleared", _stopped_while_the_store_hangs(_mark_failed), False),
+    Fault("worker", "marked failed, or cleared", _stopped_while_the_store_hangs(_mark_failed), False, _CANCELLED),
     Fault("worker", "execution_timeout", _out_of_time, None),
     Fault(
         "worker",
         "execution_timeout while the store hangs",
         _stopped_while_the_store_hangs(lambda _: None, timeout=1),
         False,
+        f"Timeout.*{_CANCELLED}",
     ),
     Fault("worker", "SIGKILL to the task, as by the kernel when memory is short", _stopped(_kill), None),
+    Fault("worker", "SIGKILL while the store hangs", _stopped_while_the_store_hangs(_kill), False),
     Fault("worker", "SIGKILL to the worker and the task", _stopped(lambda world: world.worker().stop_all()), None),
     Fault("worker", "no more memory for the process", _out_of_memory, None),
 ]

@@ -112,7 +112,10 @@ class Exchange:
 
     def take_body(self, share: float = 1.0) -> None:
         """Receive the request's body, as far as that share of it."""
-        self._body += self._handler.rfile.read(int(self._length * share) - len(self._body))
+        wanted = int(self._length * share)
+        self._body += self._handler.rfile.read(wanted - len(self._body))
+        if len(self._body) < wanted:
+            raise ConnectionResetError("the client has gone")
 
     def header(self, name: str) -> str | None:
         """A header of the request."""

@@ -1,4 +1,7 @@
-"""export() when something fails or stops it: nothing is published, and nothing is left behind."""
+"""export() when something fails or stops it: nothing is published, and nothing is left behind.
+
+What comes to harm on the network, in a server or in a worker is in tests/faults.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
@@ -29,7 +33,9 @@ from streaming_export import (
     ExportResult,
     QueryError,
     UploadError,
+    cancellation,
     export,
+    multipart,
 )
 from streaming_export.cancellation import run_cancellable
 from tests.conftest import content, keys, let_export, open_uploads
@@ -193,17 +199,6 @@ def test_a_query_that_fails_in_a_late_row(world: World, way: str) -> None:
 
 
 @every_way
-def test_a_connection_that_is_lost(world: World, way: str) -> None:
-    """A connection that the server ends in the middle (fail-over, administrator) leaves nothing."""
-    reading = "query LIKE 'FETCH%'" if way == "rows" else "query LIKE 'COPY%'"
-    hook(world.client, "UploadPart", lambda params: world.end_backends(reading) if part_number(params) == 3 else None)
-    with pytest.raises(QueryError, match="Nothing was published"):
-        world.export(world.wide(), **WAYS[way])
-    assert world.parts() >= 3
-    world.assert_nothing_left()
-
-
-@every_way
 def test_a_count_that_fails(world: World, way: str) -> None:
     """Rows that the database could not count are not published, though all were read."""
     last = "SELECT (q." if way == "batches" else "SELECT count"  # what the snapshot's holder asks last
@@ -284,14 +279,6 @@ def test_a_part_that_fails_while_the_query_computes(world: World, way: str) -> N
     world.assert_nothing_left()
 
 
-def test_a_completion_that_fails(world: World) -> None:
-    """If the store refuses to complete the upload, nothing is left."""
-    hook(world.client, "CompleteMultipartUpload", lambda params: refusal("QuotaFull"))
-    with pytest.raises(UploadError, match=r"completing s3://.*QuotaFull.*Nothing was published"):
-        world.export(world.wide())
-    world.assert_nothing_left()
-
-
 def test_a_file_that_fails_when_others_are_visible(world: World) -> None:
     """When some files are visible already, the error does not say that nothing was published."""
     hook(world.client, "CompleteMultipartUpload", lambda p: refusal("QuotaFull") if "00002" in p["url"] else None)
@@ -340,7 +327,13 @@ def test_cancel_while_the_query_waits_for_a_lock(world: World) -> None:
         assert_cancelled(world, exporting, cancellation)
 
 
-def test_cancel_while_the_store_takes_no_part(world: World) -> None:
+@pytest.fixture
+def short_abort(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An abort gives up sooner on parts that are on their way."""
+    monkeypatch.setattr(multipart, "_ABORT_TIMEOUT", 1.0)
+
+
+def test_cancel_while_the_store_takes_no_part(world: World, short_abort: None) -> None:
     """A store that does not answer holds up neither `cancel` nor the export's end."""
     release = threading.Event()
     hook(world.client, "UploadPart", lambda params: release.wait(2 * PATIENCE) and None)
@@ -357,7 +350,7 @@ def test_cancel_while_the_store_takes_no_part(world: World) -> None:
     ("options", "last_part"), [({}, 3), ({"max_file_rows": 7_000}, 2)], ids=["one file", "two files"]
 )
 def test_cancel_while_the_store_does_not_take_the_last_part(
-    world: World, options: dict[str, Any], last_part: int
+    world: World, short_abort: None, options: dict[str, Any], last_part: int
 ) -> None:
     """The same when all rows are read, and only the last part of the last file is still on its way."""
     sending, release = threading.Event(), threading.Event()
@@ -547,20 +540,49 @@ def test_a_signal_when_the_pool_has_no_further_connection(world: World) -> None:
     world.assert_nothing_left()
 
 
-def test_what_a_kill_leaves_behind_is_removed_by_the_next_export(world: World) -> None:
-    """After SIGKILL the object is what it was; the next export of the key aborts the open upload, and succeeds."""
-    program = world.start_program(world.sleeping_at(20_000), "raise")
-    assert eventually(lambda: world.sleeps() and open_uploads(world.client, world.bucket))
-    program.kill()
-    program.communicate(timeout=PATIENCE)
-    assert open_uploads(world.client, world.bucket) == ["a.csv"]
-    assert content(world.client, world.bucket, "a.csv") == world.before
-    world.export("SELECT 1 AS id")
-    assert open_uploads(world.client, world.bucket) == []
-    assert content(world.client, world.bucket, "a.csv") == b"id\n1\n"
-
-
 # ---- What errors tell
+
+
+class Interrupted(BaseException):
+    """As Airflow's AirflowTaskTimeout: not an Exception."""
+
+
+@pytest.mark.parametrize(
+    ("ends", "told"),
+    [
+        (lambda _: "done", "done by then: what it wrote is visible"),
+        (lambda cancelled: cancelled.wait(PATIENCE) and raise_cancelled(), "ExportCancelled: Nothing was published"),
+        (lambda _: time.sleep(3), "Whether it was published is not known"),
+    ],
+    ids=["when it is done", "and it ends", "and it does not end"],
+)
+def test_what_interrupts_an_export_notes_what_became_of_it(
+    monkeypatch: pytest.MonkeyPatch, ends: Callable[[threading.Event], Any], told: str
+) -> None:
+    """A time-out comes from outside and knows nothing of exports: the note on it says what was published."""
+    monkeypatch.setattr(cancellation, "_END_SECONDS", 1.0)
+    cancelled = threading.Event()
+    stopping = Cancellation()
+    stopping.on_cancel(cancelled.set)
+
+    def work() -> Any:
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
+        return ends(cancelled)
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(Interrupted) as caught:
+            run_cancellable(work, stopping)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert told in " ".join(caught.value.__notes__)
+
+
+def raise_cancelled() -> None:
+    raise ExportCancelled("Nothing was published.")
 
 
 @pytest.mark.parametrize("method", ["copy", "rows"])

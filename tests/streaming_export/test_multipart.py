@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from botocore.config import Config
-from botocore.exceptions import ConnectionClosedError, EndpointConnectionError, ReadTimeoutError
+from botocore.exceptions import EndpointConnectionError, ReadTimeoutError
 
 from demo import services
 from streaming_export import InvalidArgument, UploadError, VerificationError, multipart
@@ -186,21 +186,6 @@ def test_parts_may_arrive_in_any_order(client: Any, bucket: str) -> None:
     assert content(client, bucket, "a.csv") == DATA
 
 
-def test_a_part_is_retried(client: Any, bucket: str) -> None:
-    """A part that did not reach the store is sent again, the same bytes (botocore's own retries)."""
-    attempts: list[str] = []
-
-    def fail_second(request: Any, **_: Any) -> None:
-        attempts.append(request.url)
-        if len(attempts) == 2:
-            raise ConnectionClosedError(endpoint_url=request.url)
-
-    client.meta.events.register("before-send.s3.UploadPart", fail_second)
-    send(client, bucket, DATA)
-    assert len(attempts) == 4
-    assert content(client, bucket, "a.csv") == DATA
-
-
 def test_the_answer_of_complete_needs_no_etag(client: Any, bucket: str) -> None:
     """A store that answers the completion without an ETag (Ceph RGW) is fine: HEAD has it."""
     client.meta.events.register("after-call.s3.CompleteMultipartUpload", lambda parsed, **_: parsed.pop("ETag"))
@@ -359,22 +344,6 @@ def test_a_failing_request_leaves_nothing(
     [(b"small", "PutObject"), (DATA, "CompleteMultipartUpload")],
     ids=["small", "multipart"],
 )
-def test_a_lost_answer_is_no_failure(client: Any, bucket: str, data: bytes, operation: str) -> None:
-    """If the store took the object and only its answer was lost, the object is found to be what was sent."""
-
-    def lose(**_: Any) -> None:
-        raise ReadTimeoutError(endpoint_url="http://store.invalid")
-
-    client.meta.events.register(f"after-call.s3.{operation}", lose)
-    assert send(client, bucket, data).size == len(data)
-    assert content(client, bucket, "a.csv") == data
-
-
-@pytest.mark.parametrize(
-    ("data", "operation"),
-    [(b"small", "PutObject"), (DATA, "CompleteMultipartUpload")],
-    ids=["small", "multipart"],
-)
 def test_a_lost_answer_is_not_called_unpublished(client: Any, bucket: str, data: bytes, operation: str) -> None:
     """If the store can't be asked after a lost answer either, the error says that it is not known what is there."""
 
@@ -477,6 +446,38 @@ def test_more_than_s3_allows_is_refused(client: Any, bucket: str, monkeypatch: p
     with pytest.raises(UploadError, match=r"5 TiB.*Nothing was published"):
         send(client, bucket, PART, DATA[FIRST_PART_BYTES:])
     assert keys(client, bucket) == open_uploads(client, bucket) == []
+
+
+def test_a_part_whose_thread_cannot_be_started(
+    client: Any, bucket: str, before: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that can't have another thread is not made to wait for a part that was never on its way."""
+    monkeypatch.setattr(multipart, "_ABORT_TIMEOUT", 10 * PATIENCE)
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("part-"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    sending = Running(lambda: send(client, bucket, DATA))
+    assert sending.ends()
+    assert isinstance(sending.error, RuntimeError)
+    assert open_uploads(client, bucket) == []
+    assert content(client, bucket, "a.csv") == before
+
+
+def test_a_part_that_fails_for_want_of_memory(client: Any, bucket: str) -> None:
+    """What is not the store's fault is not called that."""
+
+    def exhaust(params: dict[str, Any]) -> None:
+        raise MemoryError
+
+    hook(client, "UploadPart", exhaust)
+    with pytest.raises(MemoryError):
+        send(client, bucket, DATA)
+    assert open_uploads(client, bucket) == []
 
 
 def test_an_abort_that_fails_does_not_hide_the_first_error(
