@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,12 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.name}"
+
+    def judge(self, outcome: Outcome) -> None:
+        """The attempt has ended as it must."""
+        assert self.publishes in (None, outcome.published), f"it must have ended otherwise: {outcome}"
+        told = outcome.told or ""
+        assert outcome.published or re.search(self.tells, told), f"it must tell {self.tells!r}: {outcome}"
 
 
 # ---- The store
@@ -85,13 +93,14 @@ def _request_faults() -> list[Fault]:
     return faults
 
 
-def _arriving_late(operation: str, after_next: bool, also: str = "-") -> Run:
+def _arriving_late(operation: str, after_next: bool = False, without_abort: bool = False) -> Run:
     """Requests that reach the store when the attempt, or even the next one, has ended."""
 
     def run(world: World) -> Outcome:
         world.rows = MULTIPART if _REQUESTS[operation][0] else SMALL
         held = on_the_way.Held()
-        with world.store.inject(operation, held), world.store.inject(also, on_the_way.refuse("AccessDenied", 403)):
+        denied = world.store.inject("AbortMultipartUpload", on_the_way.refuse("AccessDenied", 403))
+        with world.store.inject(operation, held), denied if without_abort else nullcontext():
             outcome = world.attempt() if after_next else world.attempt(settle=held.let_go)
         if after_next:
             world.check_next()
@@ -107,12 +116,15 @@ def _arriving_late(operation: str, after_next: bool, also: str = "-") -> Run:
 
 _WRITES = ("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "PutObject", "PutManifest")
 _LATE = [
-    *(Fault("store", f"{name} arrives after the attempt", _arriving_late(name, False), False) for name in _WRITES),
-    *(Fault("store", f"{name} arrives after the next attempt", _arriving_late(name, True), False) for name in _WRITES),
+    *(Fault("store", f"{name} arrives after the attempt", _arriving_late(name), False) for name in _WRITES),
+    *(
+        Fault("store", f"{name} arrives after the next attempt", _arriving_late(name, after_next=True), False)
+        for name in _WRITES
+    ),
     Fault(
         "store",
         "CompleteMultipartUpload arrives after the attempt, which could not abort",
-        _arriving_late("CompleteMultipartUpload", False, also="AbortMultipartUpload"),
+        _arriving_late("CompleteMultipartUpload", without_abort=True),
         False,
     ),
 ]
@@ -132,13 +144,16 @@ def _any_request(requests: str, action: Action, times: float = float("inf"), ski
     return run
 
 
-def _while_aborting(action: Action) -> Run:
+def _while_aborting(action: Action, times: float = float("inf")) -> Run:
     """A part is refused, and the abort that follows comes to harm as well."""
 
     def run(world: World) -> Outcome:
         world.rows = MULTIPART
         refused = on_the_way.refuse("QuotaFull", 400)
-        with world.store.inject("UploadPart", refused), world.store.inject("AbortMultipartUpload", action):
+        with (
+            world.store.inject("UploadPart", refused),
+            world.store.inject("AbortMultipartUpload", action, times=times),
+        ):
             return world.attempt()
 
     return run
@@ -230,12 +245,13 @@ STORE += [
     Fault("store", "the store is slow", _any_request(".*", on_the_way.delay(0.2)), True),
     Fault("store", "the network is slow", _request("UploadPart", on_the_way.throttle(0.5)), True),
     *(
-        Fault("store", f"the abort {how}", _while_aborting(action), False, "QuotaFull.*Nothing was published")
-        for how, action in (
-            ("fails", on_the_way.refuse("InternalError", 500)),
-            ("hangs", on_the_way.hang),
-            ("answers late", on_the_way.answer_late),
-            ("is refused", on_the_way.refuse("AccessDenied", 403)),
+        Fault("store", f"the abort {how}", _while_aborting(action, times), False, "QuotaFull.*Nothing was published")
+        for how, action, times in (
+            ("fails once", on_the_way.refuse("InternalError", 500), 1),
+            ("fails always", on_the_way.refuse("InternalError", 500), float("inf")),
+            ("hangs always", on_the_way.hang, float("inf")),
+            ("answers late", on_the_way.answer_late, 1),
+            ("is refused", on_the_way.refuse("AccessDenied", 403), float("inf")),
         )
     ),
 ]
@@ -262,16 +278,26 @@ def _while_reading(
     return run
 
 
+def _reader(world: World) -> int:
+    """The PID of a backend that reads."""
+    assert eventually(lambda: world.backends(_READING))
+    return world.chance.choice(world.backends(_READING))
+
+
 def _end_a_reader(world: World) -> None:
-    world.sql(f"SELECT pg_terminate_backend({world.chance.choice(world.backends(_READING))})")
+    world.sql(f"SELECT pg_terminate_backend({_reader(world)})")
 
 
 def _end_the_holder(world: World) -> None:
     world.sql(f"SELECT pg_terminate_backend({world.backends()[0]})")
 
 
+def _change_rows(world: World, by: int) -> None:
+    world.sql(f"UPDATE {world.name}.generation SET number = number + {by}")
+
+
 def _kill_a_backend(world: World) -> None:
-    os.kill(world.chance.choice(world.backends(_READING)), signal.SIGKILL)
+    os.kill(_reader(world), signal.SIGKILL)
 
 
 def _answers(world: World) -> None:
@@ -334,7 +360,7 @@ def _disk_full(world: World) -> Outcome:
         return world.attempt(_SORTING, libpq=_LITTLE_MEMORY, on_connect=fill)
     finally:
         for link in temporary.iterdir():
-            link.unlink()
+            link.unlink(missing_ok=True)
 
 
 def _changed_meanwhile(change: str, undo: str) -> Run:
@@ -398,6 +424,12 @@ POSTGRES = [
         _while_reading(lambda world: world.network.cut(-1)),
         False,
         _UNPUBLISHED,
+    ),
+    Fault(
+        "postgres",
+        "all rows change while they are read",
+        _while_reading(lambda world: _change_rows(world, 1000), lambda world: _change_rows(world, -1000)),
+        True,
     ),
     Fault("postgres", "statement_timeout", _statement_timeout, False, "57014.*Nothing was published.*raise"),
     Fault("postgres", "a sort needs more disk than is allowed", _too_little_disk_allowed, False, "53400.*raise it"),
@@ -522,14 +554,14 @@ def _stopped(stop: Callable[[World], object]) -> Run:
     return run
 
 
-def _stopped_while_the_store_hangs(stop: Callable[[World], object], **arguments: Any) -> Run:
+def _stopped_while_the_store_hangs(stop: Callable[[World], object]) -> Run:
     """The task is stopped when a part is on its way, and stays there."""
 
     def run(world: World) -> Outcome:
         world.rows = MULTIPART
         world.worker()
         with world.store.inject("UploadPart", on_the_way.first(lambda: stop(world), on_the_way.hang), times=1):
-            return world.attempt_as_task(**arguments)
+            return world.attempt_as_task()
 
     return run
 
@@ -552,6 +584,11 @@ def _kill(world: World) -> None:
     world.worker().stop_task(signal.SIGKILL)
 
 
+def _end_its_time(world: World) -> None:
+    """What the kernel does when the time of execution_timeout is over."""
+    world.worker().stop_task(signal.SIGALRM)
+
+
 def _shut_down(world: World) -> None:
     world.worker().process.send_signal(signal.SIGTERM)
 
@@ -571,7 +608,7 @@ WORKER = [
     Fault(
         "worker",
         "execution_timeout while the store hangs",
-        _stopped_while_the_store_hangs(lambda _: None, timeout=1),
+        _stopped_while_the_store_hangs(_end_its_time),
         False,
         f"Timeout.*{_CANCELLED}",
     ),

@@ -110,8 +110,7 @@ class Soak:
         world.chance = chance
         world.next_generation()
         outcome = fault.run(world)
-        if fault.publishes is not None and fault.publishes != outcome.published:
-            raise AssertionError(f"it ended otherwise than it must: {outcome}")
+        fault.judge(outcome)
         world.check_next()
         world.check_threads()
         return outcome

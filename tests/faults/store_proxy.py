@@ -82,14 +82,18 @@ class StoreProxy:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), name="proxy", daemon=True).start()
 
     @contextlib.contextmanager
-    def inject(self, operations: str, action: Action, skip: int = 0, times: float = float("inf")) -> Iterator[_Rule]:
-        """Have an action happen to the requests of operations (a regular expression), for the length of the block."""
+    def inject(self, operations: str, action: Action, skip: int = 0, times: float = float("inf")) -> Iterator[None]:
+        """Have an action happen to the requests of operations (a regular expression), for the length of the block.
+
+        :raises AssertionError: if it has not happened.
+        """
         rule = _Rule(re.compile(operations), action, skip, times)
         self._rules.append(rule)
         try:
-            yield rule
+            yield
         finally:
             self._rules.remove(rule)
+        assert rule.hits, f"the fault has not happened: nothing asked for {operations}"
 
     def action_for(self, operation: str) -> Action:
         """What shall happen to a request."""

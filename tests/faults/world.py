@@ -213,7 +213,8 @@ class World:
     def worker(self) -> Worker:
         """A worker of Airflow's, started if there is none, or none any more."""
         if self._worker is None or not self._worker.alive():
-            self._worker = Worker(self.proxied_uri, self.store.url, _CLIENT)
+            # Airflow kills what has not ended 5 s after SIGTERM; a part that hangs must have been given up by then.
+            self._worker = Worker(self.proxied_uri, self.store.url, {**_CLIENT, "read_timeout": 2})
             self._stack.callback(self._worker.close)
         return self._worker
 
@@ -245,6 +246,7 @@ class World:
 
     def check(self, before: Visible, outcome: Outcome) -> None:
         """The object is whole or as before, its manifest is true or found out, and the attempt knew which."""
+        assert not self.network.events, "the fault has not happened"
         after = self.visible()
         new = after.content == self.whole()
         assert new or after.content == before.content, f"the object is neither whole nor as before: {_brief(after)}"
@@ -277,6 +279,8 @@ class World:
         uploads = self.direct.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])
         assert uploads == [], "uploads are left open"
         assert eventually(lambda: not self.backends()), "connections are left open"
+        if self.server:
+            assert eventually(lambda: not self.sql("SELECT pg_ls_dir('pg_snapshots')")), "a snapshot is left"
 
     def check_threads(self) -> None:
         """No thread of an export is left; only for a world that is alone."""

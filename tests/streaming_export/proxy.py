@@ -26,7 +26,8 @@ class Proxy:
         self._open: list[socket.socket] = []
         self._connections: list[tuple[socket.socket, socket.socket]] = []
         self._received = 0
-        self._events: list[tuple[Callable[[], bool], Callable[[], object]]] = []
+        #: What has not happened yet.
+        self.events: list[tuple[Callable[[], bool], Callable[[], object]]] = []
         self._deaf = False
         self._passing = threading.Event()
         self._passing.set()
@@ -47,12 +48,12 @@ class Proxy:
     def after_bytes(self, count: int, action: Callable[[], object]) -> None:
         """Once so many more bytes have come from the server, do something before the next are passed on."""
         least = self._received + count
-        self._events.append((lambda: self._received >= least, action))
+        self.events.append((lambda: self._received >= least, action))
 
     def before_connection(self, number: int, action: Callable[[], object]) -> None:
         """Do something before so many more connections are open."""
         least = len(self._connections) + number
-        self._events.append((lambda: len(self._connections) >= least, action))
+        self.events.append((lambda: len(self._connections) >= least, action))
 
     def cut(self, number: int) -> None:
         """End a connection, counted from the newest if negative, and leave the others alone."""
@@ -90,12 +91,15 @@ class Proxy:
                     threading.Thread(target=self._pass, args=(source, target), daemon=True).start()
 
     def _notice(self) -> None:
-        for event in list(self._events):
+        for event in list(self.events):
             happened, action = event
-            if happened():
-                with contextlib.suppress(ValueError):  # another connection's thread was faster
-                    self._events.remove(event)
-                    action()
+            if not happened():
+                continue
+            try:
+                self.events.remove(event)
+            except ValueError:  # another connection's thread was faster
+                continue
+            action()
 
     def _pass(self, source: socket.socket, target: socket.socket) -> None:
         from_server = any(source is server for _, server in self._connections)
