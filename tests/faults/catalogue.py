@@ -14,6 +14,7 @@ from unittest import mock
 
 import psycopg
 
+from demo import services
 from streaming_export import snapshot
 from tests.faults import store_proxy as on_the_way
 from tests.faults.outcome import Outcome
@@ -343,6 +344,7 @@ _LITTLE_MEMORY = "-c work_mem=64kB"
 
 
 def _too_little_disk_allowed(world: World) -> Outcome:
+    world.sql(f"GRANT SET ON PARAMETER temp_file_limit TO {services.EXPORTER}")
     return world.attempt(_SORTING, libpq=f"{_LITTLE_MEMORY} -c temp_file_limit=100kB")
 
 

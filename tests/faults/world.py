@@ -31,6 +31,7 @@ from botocore.exceptions import ClientError
 from demo import services
 from streaming_export import ExportError, IngestError, export, manifest_reader
 from streaming_export.verified import VerifiedFile
+from tests.conftest import make_exporter
 from tests.faults.outcome import Outcome
 from tests.faults.store_proxy import MANIFEST, StoreProxy
 from tests.faults.tasks import Worker
@@ -92,6 +93,7 @@ class Database:
         self._folder = Path(tempfile.mkdtemp(prefix="pg-"))  # a socket's path is short
         self._stack = ExitStack()
         self.start()
+        make_exporter(self.uri)
 
     def start(self) -> None:
         self.uri = self._stack.enter_context(services.postgres(self._folder))
@@ -230,7 +232,7 @@ class World:
         :param libpq: settings of the sessions, as ``-c name=value``.
         :param on_connect: called with the PID of each backend.
         """
-        url = self.proxied_uri.replace("postgresql://", "postgresql+psycopg2://")
+        url = sa.make_url(self.proxied_uri).set(drivername="postgresql+psycopg2", username=services.EXPORTER)
         engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args={"options": libpq})
         if on_connect:
             sa.event.listen(engine, "connect", lambda connection, _: on_connect(connection.info.backend_pid))
@@ -329,6 +331,9 @@ class World:
     def _create_tables(self) -> None:
         with psycopg.connect(self.uri) as connection:
             connection.execute(f"CREATE SCHEMA {self.name}")
+            connection.execute(f"GRANT USAGE ON SCHEMA {self.name} TO {services.EXPORTER}")
+            select = f"GRANT SELECT ON TABLES TO {services.EXPORTER}"
+            connection.execute(f"ALTER DEFAULT PRIVILEGES IN SCHEMA {self.name} {select}")
             connection.execute(f"CREATE TABLE {self.name}.generation AS SELECT 0 AS number")
             connection.execute(f"CREATE TABLE {self.name}.numbers (id bigint PRIMARY KEY)")
             connection.execute(f"INSERT INTO {self.name}.numbers SELECT generate_series(1, {MULTIPART})")
