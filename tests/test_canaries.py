@@ -48,7 +48,7 @@ TALKATIVE = {
     "log_connections": "on",
     "log_disconnections": "on",
     "log_replication_commands": "on",
-    "debug_print_plan": "off",
+    "track_activity_query_size": "32kB",
 }
 
 DAG_FILE = """
@@ -57,7 +57,7 @@ from postgres_to_s3 import PostgresToS3Operator
 
 PEOPLE = '''
 SELECT email, phone, name FROM people
-WHERE email <> :email AND email <> ALL(:listed) AND phone <> :phone AND (SELECT pg_sleep(0.2)) IS NOT NULL
+WHERE email <> :email AND email <> ALL(:listed) AND phone <> :phone AND (SELECT pg_sleep(0.1)) IS NOT NULL
 '''
 GIVEN = {
     "email": "{{ var.value.email }}",
@@ -79,6 +79,18 @@ with DAG("canaries", schedule=None, render_template_as_native_obj=True) as dag:
     )
     PostgresToS3Operator(
         task_id="previews", query=PEOPLE, parameters=GIVEN, preview=True, s3_key="people/preview.csv", **to
+    )
+    PostgresToS3Operator.partial(task_id="mapped", query=PEOPLE, parameters=GIVEN, **to).expand(
+        s3_key=["people/mapped-1.csv"]
+    )
+    PostgresToS3Operator.partial(task_id="mapped_parameters", query=PEOPLE, s3_key="people/mapped-2.csv", **to).expand(
+        parameters=[GIVEN]
+    )
+    PostgresToS3Operator(
+        task_id="wrong_key", query=PEOPLE, parameters=GIVEN, s3_key="people/{{ nothing.at_all }}.csv", **to
+    )
+    PostgresToS3Operator(
+        task_id="no_mapping", query=PEOPLE, parameters="{{ var.value.email }}", s3_key="people/g.csv", **to
     )
     PostgresToS3Operator(
         task_id="wrong_query", query=PEOPLE + " AND nothing = :email", parameters=GIVEN, s3_key="people/a.csv", **to
@@ -115,6 +127,10 @@ STATES = {
     "succeeds": "success",
     "by_rows": "success",
     "previews": "skipped",
+    "mapped": "success",
+    "mapped_parameters": "success",
+    "wrong_key": "failed",
+    "no_mapping": "failed",
     "wrong_query": "failed",
     "wrong_parameter": "failed",
     "not_the_same_rows": "failed",
@@ -245,9 +261,10 @@ def test_the_tasks_did_what_they_were_meant_to(run: Run) -> None:
 def test_the_places_are_where_canaries_would_be(run: Run) -> None:
     """Each place holds what belongs there: a search that finds nothing has looked at something."""
     returned = {task for task, key in run.rows("xcom", "task_id, key") if key == "return_value"}
-    assert returned == {"succeeds", "by_rows"}
+    assert returned == {"succeeds", "by_rows", "mapped", "mapped_parameters"}
     rendered = dict(run.rows("rendered_task_instance_fields", "task_id, rendered_fields"))
-    assert '"email": "***"' in rendered["succeeds"]
+    shown = {task for task, fields in rendered.items() if '"email": "***"' in fields}
+    assert {"succeeds", "mapped", "mapped_parameters", "wrong_query"} <= shown
     [(extra,)] = run.rows("asset_event", "extra", where="source_dag_id")
     assert "manifest_url" in extra
     told = {
@@ -257,7 +274,7 @@ def test_the_places_are_where_canaries_would_be(run: Run) -> None:
         "manifests and the pointer": '"masked"',
         "names and headers of objects": "attachment",
         "PostgreSQL's log": "fastpath function call",
-        "pg_stat_activity": "<= (SELECT current_setting('streaming_export.upto')",
+        "pg_stat_activity": "<= ((SELECT pg_catalog.current_setting('streaming_export.upto')",
     }
     places = run.places()
     assert told.keys() == places.keys()

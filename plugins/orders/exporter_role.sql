@@ -6,9 +6,10 @@
 --
 -- Running it again is safe, and makes up for grants that are missing: after the table was made anew, for one. It is
 -- plain SQL without psql's commands. Without a password nobody logs in, unless pg_hba.conf asks for none.
--- What PUBLIC may do, the role may as well: to use temporary tables, for one, unless
--- REVOKE TEMPORARY ON DATABASE … FROM PUBLIC says otherwise. Where the table has row-level security, the role exports
--- the rows that a policy lets it see.
+-- What PUBLIC may do, the role may as well, once it has left its read-only mode: make large objects, and temporary
+-- tables unless REVOKE TEMPORARY ON DATABASE … FROM PUBLIC says otherwise. Where the table has row-level security, the
+-- role exports the rows that a policy lets it see. Where a query compares a column of a type of yours with a parameter,
+-- the role needs USAGE on the schema of that type.
 
 DO $$
 BEGIN

@@ -34,7 +34,6 @@ from streaming_export import (
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context, RetryPolicy
-    from jinja2 import Environment
     from sqlalchemy.sql.expression import SelectBase
 
 # Airflow takes a mapped task's policy from the default in the signature.
@@ -173,12 +172,20 @@ class PostgresToS3Operator(BaseOperator):
         self._cancellation: Cancellation | None = None
         self._result: ExportResult | None = None
 
-    def render_template_fields(self, context: Context, jinja_env: Environment | None = None) -> None:
-        """Render, and keep the values of parameters out of what Airflow shows and stores of the rendered fields."""
-        super().render_template_fields(context, jinja_env)
-        if not isinstance(self.parameters, Mapping | None):
-            raise InvalidArgument("parameters", type(self.parameters).__name__, "a value for each name")
-        self.parameters = Parameters(self.parameters or {})
+    def _do_render_template_fields(self, parent: Any, *args: Any, **kwargs: Any) -> None:
+        """Render, and keep the values of parameters out of what Airflow shows, stores and tells of the fields.
+
+        Airflow renders mapped tasks by this method, too. When it fails, listeners are shown what was rendered so far.
+        """
+        rendered: object = None
+        try:
+            super()._do_render_template_fields(parent, *args, **kwargs)
+        finally:
+            if parent is self:
+                rendered = self.parameters
+                self.parameters = Parameters(rendered if isinstance(rendered, Mapping) else {})
+        if not isinstance(rendered, Mapping | None):
+            raise InvalidArgument("parameters", type(rendered).__name__, "a value for each name")
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the export.

@@ -27,8 +27,9 @@ TEXT_SETTINGS = {
 # type's own text, which leaves out zeros at the end of a fraction: it is used only where there are some.
 _ISO_TIMESTAMP = (
     "CASE WHEN {{c}} < '0001-01-01' OR {{c}} = 'infinity' THEN {{c}}::text"
-    " WHEN {{c}} <> {{c}}::{type}(5) OR {{c}} = {{c}}::{type}(0) THEN replace({{c}}::text, ' ', 'T'){minutes}"
-    " ELSE to_char({{c}}, 'YYYY-MM-DD\"T\"HH24:MI:SS.US{offset}') END"
+    " WHEN {{c}} <> {{c}}::{type}(5) OR {{c}} = {{c}}::{type}(0)"
+    " THEN pg_catalog.replace({{c}}::text, ' ', 'T'){minutes}"
+    " ELSE pg_catalog.to_char({{c}}, 'YYYY-MM-DD\"T\"HH24:MI:SS.US{offset}') END"
 )
 
 #: Expression that gives a column's text, by the type's name as ``format_type()`` writes it. What is not
@@ -38,12 +39,12 @@ TEXT_RULES = {
     "timestamp with time zone": _ISO_TIMESTAMP.format(type="timestamptz", minutes=" || ':00'", offset='"+00:00"'),
     "timestamp without time zone": _ISO_TIMESTAMP.format(type="timestamp", minutes="", offset=""),
 }
-_ARRAY_RULE = "to_json({c})::text"
+_ARRAY_RULE = "pg_catalog.to_json({c})::text"
 
-# Types of a key whose values are of nobody's person, so that they may be told.
-_IMPERSONAL_KEYS = ("smallint", "integer", "bigint", "uuid", "date", "timestamp")
-
-_TEXT_OID = 25  # pg_type.dat: OIDs of built-in types never change
+# Of built-in types, which never change (pg_type.dat).
+_TEXT_OID = 25
+# smallint, integer, bigint, uuid, date, timestamp, timestamp with time zone: keys of these may be told.
+_IMPERSONAL_KEY_OIDS = {21, 23, 20, 2950, 1082, 1114, 1184}
 
 # Steps of a plan that hand on a table's rows as they are.
 _PLAIN_NODES = {
@@ -117,11 +118,11 @@ class Content:
     def __post_init__(self) -> None:
         if self.columns is not None:
             names = self.columns
-            if isinstance(names, str) or not names or not all(isinstance(name, str) for name in names):
+            if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
                 raise InvalidArgument("columns", names, "a list of names, or None for all columns")
             if repeated := _repeated(names):
                 raise InvalidArgument("columns", list(names), f"each name once, not {repeated} twice")
-        if not isinstance(self.mask, Mapping) or not set(self.mask.values()) <= set(get_args(Mask)):
+        if not isinstance(self.mask, Mapping) or not all(mask in get_args(Mask) for mask in self.mask.values()):
             raise InvalidArgument("mask", self.mask, f"a mapping of columns to one of {', '.join(get_args(Mask))}")
         if not isinstance(self.spreadsheet_safe, bool):
             raise InvalidArgument("spreadsheet_safe", self.spreadsheet_safe, "true or false")
@@ -213,8 +214,9 @@ def _types(connection: sa.Connection, oids: set[int]) -> dict[int, _Type]:
     """The types of columns (PostgreSQL manual, "pg_type")."""
     rows = connection.execute(
         sa.text(
-            "SELECT t.oid, format_type(t.oid, NULL), typcategory::text, format('%I.%I', nspname, typname)"
-            " FROM pg_type AS t JOIN pg_namespace AS n ON n.oid = typnamespace WHERE t.oid = ANY(:oids)"
+            "SELECT t.oid, pg_catalog.format_type(t.oid, NULL), typcategory::text,"
+            " pg_catalog.format('%I.%I', nspname, typname) FROM pg_catalog.pg_type AS t"
+            " JOIN pg_catalog.pg_namespace AS n ON n.oid = typnamespace WHERE t.oid = ANY(:oids)"
         ),
         {"oids": list(oids)},
     )
@@ -247,7 +249,7 @@ def _in_file(column: Column, types: Mapping[int, _Type], content: Content) -> Co
 
 def _key(column: Column, types: Mapping[int, _Type], content: Content) -> Key:
     type_ = types[column.oid]
-    impersonal = type_.name.startswith(_IMPERSONAL_KEYS) and column.name not in content.mask
+    impersonal = type_.oid in _IMPERSONAL_KEY_OIDS and column.name not in content.mask
     return Key(column.name, type_.oid, type_.cast, impersonal)
 
 
@@ -259,7 +261,7 @@ def _not_null_columns(connection: sa.Connection, sql: str, tables: set[int]) -> 
     if set(_nodes(explain(connection, sql))) - _PLAIN_NODES:
         return None
     rows = connection.execute(
-        sa.text("SELECT attrelid, attnum FROM pg_attribute WHERE attnotnull AND attrelid = ANY(:tables)"),
+        sa.text("SELECT attrelid, attnum FROM pg_catalog.pg_attribute WHERE attnotnull AND attrelid = ANY(:tables)"),
         {"tables": [table for table in tables if table]},
     )
     return {(table, number) for table, number in rows}

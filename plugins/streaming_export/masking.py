@@ -1,4 +1,8 @@
-"""What stands in the file in place of a value; made by the server, before a byte leaves it."""
+"""What stands in the file in place of a value; made by the server, before a byte leaves it.
+
+Functions are named with their schema: one of the same name elsewhere on the search path could fit better, and would get
+the values and the key.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ _TYPES_WITHOUT_TEXT = {"uuid", "bytea", "json", "jsonb"}
 
 def as_text(value: str) -> str:
     """SQL of a value's text as COPY writes it, which a cast does not always give (``char(n)``, ``inet``)."""
-    return f"CASE WHEN {value} IS DISTINCT FROM NULL THEN concat({value}) END"
+    return f"CASE WHEN {value} IS DISTINCT FROM NULL THEN pg_catalog.concat({value}) END"
 
 
 def masked(value: str, mask: Mask) -> str:
@@ -37,8 +41,8 @@ def masked(value: str, mask: Mask) -> str:
     if mask == "redact":
         return f"CASE WHEN {value} IS DISTINCT FROM NULL THEN '{REDACTED}' END"
     inner, outer = private("mask_inner", "bytea"), private("mask_outer", "bytea")
-    text = f"convert_to({as_text(value)}, 'UTF8')"
-    return f"encode(sha256({outer} || sha256({inner} || {text})), 'hex')"
+    text = f"pg_catalog.convert_to({as_text(value)}, 'UTF8')"
+    return f"pg_catalog.encode(pg_catalog.sha256({outer} || pg_catalog.sha256({inner} || {text})), 'hex')"
 
 
 def private_key(key: str | None) -> dict[str, str]:
@@ -46,7 +50,7 @@ def private_key(key: str | None) -> dict[str, str]:
 
     :raises InvalidArgument: if there is no key, or it is short.
     """
-    encoded = (key or "").encode()
+    encoded = (key or "").encode(errors="surrogatepass")
     if len(encoded) < MIN_KEY_BYTES:
         given = f"{len(encoded)} bytes" if key else None
         raise InvalidArgument("mask_key", given, f"at least {MIN_KEY_BYTES} bytes, for the mask 'hash'")
@@ -67,4 +71,4 @@ def holds_text(type_name: str, category: str) -> bool:
 
 def spreadsheet_safe(value: str) -> str:
     """SQL of a value's text, with ' before what a spreadsheet would take for a formula."""
-    return f"regexp_replace({as_text(value)}, E'{_FORMULA}', E'''\\\\1')"
+    return f"pg_catalog.regexp_replace({as_text(value)}, E'{_FORMULA}', E'''\\\\1')"

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
-import psycopg2.extensions
+import psycopg2
 import sqlalchemy as sa
 from sqlalchemy.sql.expression import SelectBase, TextClause
 
 from streaming_export.errors import InvalidArgument
-from streaming_export.private import impersonal, private
+from streaming_export.private import impersonal, private, private_list
 
 # What psycopg2 writes of a value, in parts: a string, a number, any other character.
 _LITERAL = re.compile(
     r"""(?P<string>[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*')|(?P<number>(?<!\w)-?\d[\d.]*(?:[eE][+-]?\d+)?)|.""",
     re.DOTALL,
 )
+
+# In the text that SQLAlchemy makes for psycopg2: a percent sign, parameters one after the other.
+_PLACE = re.compile(r"%%|%\([^()]+\)s(?:, %\([^()]+\)s)*")
+
+# Where nothing tells Postgres of what type a parameter is.
+_NULL_TEST = re.compile(r"\s+IS\s+(NOT\s+)?NULL\b", re.IGNORECASE)
+
+# Around a list that a subquery can stand for: a tuple, the elements of an expanding parameter, an array.
+_IN = re.compile(r"\bIN\s*\Z", re.IGNORECASE)
+_IN_PARENTHESIS = re.compile(r"\bIN\s*\(\s*\Z", re.IGNORECASE)
+_ANY = re.compile(r"=\s*ANY\s*\(\s*\Z", re.IGNORECASE)
+_END = re.compile(r"\s*\)")
+_ROWS = "SELECT pg_catalog.unnest({})"
+
+# Two uses of a parameter must be one for these: "must appear in GROUP BY" and "must appear in select list".
+_GROUPING_ERRORS = ("42803", "42P10")
 
 
 def fill_in(
@@ -28,24 +46,22 @@ def fill_in(
     The driver fills in dates, times, booleans and NULL, and the literals that are part of the query. All other values
     become private ones.
 
-    :raises InvalidArgument: if a parameter is missing, unknown, or does not fit its type.
+    :raises InvalidArgument: if a parameter is missing, unknown, does not fit its type, or stands where no value can.
     :raises sqlalchemy.exc.DBAPIError: if Postgres refuses the query.
     """
     _check(statement, values, connection.dialect)
-    text, bound = _bound(connection, statement, values)
-    secret = [name for name, value in bound.items() if _is_given(name, values) and not impersonal(value)]
-    holes = _Holes()
+    bound = _bound(connection, statement, values)
+    unfit = None
     try:
-        mogrify = connection.connection.cursor().mogrify
-        templates = {name: holes.make(mogrify("%s", (bound[name],)).decode()) for name in secret}
-        sql = mogrify(text, {**bound, **_as_they_are(templates)}).decode()
-        if secret:
-            types = _types(connection, sql, holes.types)
-            filled = {name: holes.fill(template, types) for name, template in templates.items()}
-            sql = mogrify(text, {**bound, **_as_they_are(filled)}).decode()
-    except (ValueError, psycopg2.ProgrammingError) as exc:
-        raise _unfit(values, exc) from None
-    return sql, text, {f"p{number}": value for number, value in enumerate(holes.values, 1)}
+        pieces = list(_pieces(bound, connection.connection.cursor().mogrify))
+    except (psycopg2.Error, TypeError, ValueError) as exc:
+        unfit = _unfit(values, exc)
+    if unfit:
+        raise unfit  # not inside of `except`: the error's context would hold the value
+    types = _find_types(connection, pieces)
+    names: dict[str, str] = {}
+    sql = "".join(piece.sql(types, names) if isinstance(piece, _Private) else piece for piece in pieces)
+    return sql, bound.text, {name: value for value, name in names.items()}
 
 
 def _check(statement: SelectBase | TextClause, values: Mapping[str, Any], dialect: sa.Dialect) -> None:
@@ -59,74 +75,182 @@ def _check(statement: SelectBase | TextClause, values: Mapping[str, Any], dialec
     known = {bind.key for bind in binds}
     if unknown := sorted(values.keys() - known):
         raise InvalidArgument("parameters", unknown, f"the query's parameters are {sorted(known) or 'none'}")
+    if literal := sorted(bind.key for bind in binds if bind.literal_execute and bind.key in values):
+        raise InvalidArgument("parameters", literal, "parameters without literal_execute, which writes values into SQL")
 
 
-def _bound(
-    connection: sa.Connection, statement: SelectBase | TextClause, values: Mapping[str, Any]
-) -> tuple[str, Mapping[str, Any]]:
-    """What the driver would get: the statement's text, and its values as their types write them.
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """What SQLAlchemy would give the driver.
 
-    SQLAlchemy hands them over at one public place, just before it would execute the statement.
+    :param text: of the statement, with ``%(name)s`` for parameters.
+    :param values: as their types (enums, JSON, the user's own) write them.
+    :param given: the names of those that are the caller's; the others are literals of the query.
+    :param lists: the names of those that are elements of a list of the caller's.
     """
-    handed_over: list[Any] = []
+
+    text: str
+    values: Mapping[str, Any]
+    given: set[str]
+    lists: set[str]
+
+
+def _bound(connection: sa.Connection, statement: SelectBase | TextClause, values: Mapping[str, Any]) -> _Bound:
+    """Let SQLAlchemy prepare the statement; it shows it at one public place, just before it would execute it."""
+    shown: list[Any] = []
 
     def take(
-        conn: object, cursor: object, text: str, parameters: Any, context: object, executemany: bool
+        conn: object, cursor: object, text: str, parameters: Any, context: Any, executemany: bool
     ) -> tuple[str, tuple[()]]:
-        handed_over.extend([text, parameters])
+        shown.extend([text, parameters or {}, context.compiled])
         return "SELECT", ()
 
     sa.event.listen(connection, "before_cursor_execute", take, retval=True)
+    unfit = None
     try:
-        connection.execute(
-            cast(sa.Executable, statement), dict(values), execution_options={"no_parameters": True}
-        ).close()
+        options = {"no_parameters": True}
+        connection.execute(cast(sa.Executable, statement), dict(values), execution_options=options).close()
     except sa.exc.DBAPIError:
         raise
-    except sa.exc.StatementError as exc:
-        raise _unfit(values, exc) from None
+    except (sa.exc.StatementError, TypeError, ValueError) as exc:
+        unfit = _unfit(values, exc)
     finally:
         sa.event.remove(connection, "before_cursor_execute", take)
-    text, parameters = handed_over
-    return text, parameters or {}
+    if unfit:
+        raise unfit
+    text, parameters, compiled = shown
+    given, lists = set(), set()
+    for bind, name in compiled.bind_names.items():
+        if bind.key not in values:
+            continue
+        name = compiled.escaped_bind_names.get(name, name)
+        given.add(name)
+        if bind.expanding:
+            element = re.compile(rf"{re.escape(name)}_\d+(_\d+)?")
+            lists |= {each for each in parameters if element.fullmatch(each)}
+    return _Bound(text, parameters, given | lists, lists)
 
 
-def _is_given(name: str, values: Mapping[str, Any]) -> bool:
-    """Whether a value is one of the parameters, or of one's list; others are literals in the query."""
-    return any(name == given or name.startswith(f"{given}_") for given in values)
+def _pieces(bound: _Bound, mogrify: Callable[..., bytes]) -> Iterator[str | _Private]:
+    """The text with values in the places of parameters, but for private ones, which are still to be found."""
+    numbers = itertools.count(1)
+    end = 0
+    for place in _PLACE.finditer(bound.text):
+        before, end = bound.text[end : place.start()], place.end()
+        yield before
+        if place[0] == "%%":
+            yield "%"
+            continue
+        names = re.findall(r"%\(([^()]+)\)s", place[0])
+        values = [bound.values[name] for name in names]
+        if bound.lists.issuperset(names) and _IN_PARENTHESIS.search(before):
+            written = mogrify("%s", (tuple(values),)).decode()[1:-1]
+            yield _Private(names[0], _parts(written, numbers), _elements(values), _ROWS)
+            continue
+        for number, (name, value) in enumerate(zip(names, values, strict=True)):
+            yield ", " if number else ""
+            written = mogrify("%s", (value,)).decode()
+            if name not in bound.given or impersonal(value):
+                yield written
+                continue
+            string = "text" if _NULL_TEST.match(bound.text, end) else "unknown"
+            in_any = _ANY.search(before) and _END.match(bound.text, end)
+            yield _private(name, value, _parts(written, numbers, string), bool(in_any), bool(_IN.search(before)))
+    yield bound.text[end:]
 
 
-def _as_they_are(texts: Mapping[str, str]) -> dict[str, Any]:
-    return {name: psycopg2.extensions.AsIs(text) for name, text in texts.items()}
+@dataclass(frozen=True, slots=True)
+class _Literal:
+    """A string or a number in what the driver writes of a value.
+
+    :param number: as ``$1``, ``$2``, … it stands in its place while Postgres looks for its type.
+    :param text: what it means.
+    :param type: what it is by itself: "unknown", if it is a string (PostgreSQL manual, "Constants").
+    """
+
+    number: int
+    text: str
+    type: str
 
 
-class _Holes:
-    """Takes literals out of what the driver writes of a value, and leaves ``$1``, ``$2``, … in their places."""
+@dataclass(frozen=True, slots=True)
+class _Private:
+    """A private value at one place of a text.
 
-    def __init__(self) -> None:
-        #: Their texts.
-        self.values: list[str] = []
-        #: The types that they have by themselves, "unknown" for strings (PostgreSQL manual, "Constants").
-        self.types: list[str] = []
+    :param parameter: its name.
+    :param parts: what the driver writes, its literals apart.
+    :param elements: of a list that can be handed over as one value: their texts, None for NULL.
+    :param frame: what stands around that value.
+    """
 
-    def make(self, literals: str) -> str:
-        """A template: the literals of one value with holes."""
-        return _LITERAL.sub(self._hole, literals)
+    parameter: str
+    parts: tuple[str | _Literal, ...]
+    elements: tuple[str | None, ...] | None = None
+    frame: str = "{}"
 
-    def fill(self, template: str, types: Sequence[str]) -> str:
-        """A template with private values of these types in its holes."""
-        return re.sub(r"\$(\d+)", lambda hole: private(f"p{hole[1]}", types[int(hole[1]) - 1]), template)
+    @property
+    def literals(self) -> list[_Literal]:
+        """Those of its parts."""
+        return [part for part in self.parts if isinstance(part, _Literal)]
 
-    def _hole(self, literal: re.Match[str]) -> str:
-        if literal["string"]:
-            self.values.append(_unquoted(literal["string"]))
-            self.types.append("unknown")
-        elif literal["number"]:
-            self.values.append(literal["number"])
-            self.types.append(_number_type(literal["number"]))
+    def sql(self, types: Mapping[_Literal, str], names: dict[str, str]) -> str:
+        """SQL that gives the value.
+
+        :param names: the settings in which the session has them, by value; gets those that are missing.
+        """
+
+        def name(value: str) -> str:
+            # The same for the same value: so Postgres sees where two expressions are the same.
+            return names.setdefault(value, f"p{len(names) + 1}")
+
+        found = {types[literal] for literal in self.literals}
+        if self.elements is not None and len(found) == 1:
+            return self.frame.format(private_list(name(_array_text(self.elements)), found.pop()))
+        return "".join(
+            private(name(part.text), types[part]) if isinstance(part, _Literal) else part for part in self.parts
+        )
+
+
+def _private(name: str, value: Any, parts: tuple[str | _Literal, ...], in_any: bool, after_in: bool) -> _Private:
+    """A private value; a list as one value, since Postgres would make a list of many values for each row.
+
+    It finds something in a list by a hash only if that comes as rows.
+    """
+    elements = _elements(value) if isinstance(value, list | tuple) else None
+    if elements and isinstance(value, list):
+        return _Private(name, parts, elements, _ROWS if in_any else "{}")
+    if elements and after_in:
+        return _Private(name, parts, elements, f"({_ROWS})")
+    return _Private(name, parts)
+
+
+def _elements(value: Sequence[Any]) -> tuple[str | None, ...] | None:
+    """The texts of a list of strings or of whole numbers, NULL among them; None for any other."""
+    kinds = {type(element) for element in value if element is not None}
+    if kinds not in ({str}, {int}):
+        return None
+    return tuple(None if element is None else str(element) for element in value)
+
+
+def _parts(written: str, numbers: Iterator[int], string: str = "unknown") -> tuple[str | _Literal, ...]:
+    """What the driver writes of a value, its literals apart; `string` is what strings are declared as."""
+    parts: list[str | _Literal] = []
+    for token in _LITERAL.finditer(written):
+        if token["string"]:
+            parts.append(_Literal(next(numbers), _unquoted(token["string"]), string))
+        elif token["number"]:
+            parts.append(_Literal(next(numbers), token["number"], _number_type(token["number"])))
         else:
-            return literal[0]
-        return f"${len(self.values)}"
+            parts.append(token[0])
+    return tuple(parts)
+
+
+def _array_text(elements: Sequence[str | None]) -> str:
+    """An array as Postgres reads it (PostgreSQL manual, "Array Input and Output Syntax")."""
+    quoted = (
+        "NULL" if text is None else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"' for text in elements
+    )
+    return "{" + ",".join(quoted) + "}"
 
 
 def _unquoted(string: str) -> str:
@@ -139,44 +263,77 @@ def _number_type(number: str) -> str:
     """The type of a number in SQL (PostgreSQL manual, "Numeric Constants")."""
     if not number.lstrip("-").isdigit():
         return "numeric"
-    size = int(number).bit_length()
-    return "integer" if size < 32 else "bigint" if size < 64 else "numeric"
+    if -(2**31) <= int(number) < 2**31:
+        return "integer"
+    return "bigint" if -(2**63) <= int(number) < 2**63 else "numeric"
 
 
-def _types(connection: sa.Connection, sql: str, declared: Sequence[str]) -> list[str]:
-    """The types that Postgres finds for ``$1``, ``$2``, …, as they may stand in casts."""
+def _find_types(connection: sa.Connection, pieces: Sequence[str | _Private]) -> dict[_Literal, str]:
+    """The types that Postgres finds for the literals of private values, as they may stand in casts."""
+    literals = [literal for piece in pieces if isinstance(piece, _Private) for literal in piece.literals]
+    if not literals:
+        return {}
+    try:
+        return _prepare(connection, pieces, {literal: literal.number for literal in literals})
+    except sa.exc.DBAPIError as exc:
+        if _diagnosis(exc)[0] not in _GROUPING_ERRORS:
+            raise
+    # Each use of a value has the type that is meant there, unless Postgres has to see that two are the same.
+    alike: dict[tuple[str, str], int] = {}
+    shared = {each: alike.setdefault((each.text, each.type), len(alike) + 1) for each in literals}
+    return _prepare(connection, pieces, shared)
+
+
+def _prepare(
+    connection: sa.Connection, pieces: Sequence[str | _Private], numbers: Mapping[_Literal, int]
+) -> dict[_Literal, str]:
+    parts = itertools.chain.from_iterable([piece] if isinstance(piece, str) else piece.parts for piece in pieces)
+    sql = "".join(f"${numbers[part]}" if isinstance(part, _Literal) else part for part in parts)
+    declared = {number: literal.type for literal, number in numbers.items()}
     execute = connection.execution_options(no_parameters=True).exec_driver_sql
-    found, types = None, list(declared)
-    while found is None:
+    while True:
+        types = ", ".join(declared[number] for number in sorted(declared))
         try:
             with connection.begin_nested():
-                execute(f"PREPARE streaming_export ({', '.join(types)}) AS SELECT * FROM (\n{sql}\n) AS q LIMIT 0")
-            found = execute(
-                "SELECT format('%I.%I', nspname, typname) FROM pg_prepared_statements AS p,"
-                " unnest(parameter_types) WITH ORDINALITY AS u(type, number) JOIN pg_type AS t ON t.oid = u.type"
-                " JOIN pg_namespace AS n ON n.oid = typnamespace WHERE p.name = 'streaming_export' ORDER BY number"
-            )
+                execute(f"PREPARE streaming_export ({types}) AS SELECT * FROM (\n{sql}\n) AS q LIMIT 0")
+            break
         except sa.exc.DBAPIError as exc:
-            undetermined = _undetermined(exc)
-            if undetermined is None or types[undetermined] != "unknown":
+            sqlstate, message = _diagnosis(exc)
+            number = re.search(r"\$(\d+)", message)
+            if number is None:
                 raise
-            types[undetermined] = "text"  # as a string of which nothing tells what it is
+            if sqlstate != "42P18" or declared[int(number[1])] != "unknown":  # indeterminate_datatype
+                raise _misplaced(pieces, numbers, int(number[1]), message) from None
+            declared[int(number[1])] = "text"  # as a string of which nothing tells what it is
+    found = execute(
+        "SELECT pg_catalog.format('%I.%I', nspname, typname) FROM pg_catalog.pg_prepared_statements AS p,"
+        " pg_catalog.unnest(parameter_types) WITH ORDINALITY AS u(type, number)"
+        " JOIN pg_catalog.pg_type AS t ON t.oid = u.type JOIN pg_catalog.pg_namespace AS n ON n.oid = typnamespace"
+        " WHERE p.name = 'streaming_export' ORDER BY number"
+    )
     names = [str(name) for name in found.scalars()]
     execute("DEALLOCATE streaming_export")
-    return names
+    return {literal: names[number - 1] for literal, number in numbers.items()}
 
 
-def _undetermined(exc: sa.exc.DBAPIError) -> int | None:
-    """Which of the types Postgres could not determine; None for another error."""
+def _diagnosis(exc: sa.exc.DBAPIError) -> tuple[str | None, str]:
+    """The SQLSTATE and the message of an error of the server's."""
     diag = getattr(exc.orig, "diag", None)
-    number = re.search(r"\$(\d+)", str(getattr(diag, "message_primary", "")))
-    if number is None or getattr(diag, "sqlstate", None) != "42P18":  # indeterminate_datatype
-        return None
-    return int(number[1]) - 1
+    return getattr(diag, "sqlstate", None), getattr(diag, "message_primary", None) or ""
+
+
+def _misplaced(
+    pieces: Sequence[str | _Private], numbers: Mapping[_Literal, int], number: int, message: str
+) -> InvalidArgument:
+    """The error about a parameter that stands where Postgres takes none, or can't tell what it is."""
+    private_pieces = (piece for piece in pieces if isinstance(piece, _Private))
+    name = next(each.parameter for each in private_pieces if number in {numbers[part] for part in each.literals})
+    told = message.replace(f"${number}", f":{name}")
+    allowed = f"values where Postgres takes one ({told}); CAST(:{name} AS …) tells it of what type one is"
+    return InvalidArgument("parameters", [name], allowed)
 
 
 def _unfit(values: Mapping[str, Any], exc: BaseException) -> InvalidArgument:
-    # Not `from exc`: its text holds the value.
     cause = getattr(exc, "orig", None) or exc
     return InvalidArgument(
         "parameters", sorted(values), f"values that fit their types and the driver ({type(cause).__name__})"

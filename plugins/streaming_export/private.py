@@ -17,6 +17,8 @@ from typing import Any
 import psycopg2
 import sqlalchemy as sa
 
+from streaming_export.errors import QueryError
+
 _PREFIX = "streaming_export."
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
@@ -38,6 +40,9 @@ _libpq.PQfn.argtypes = [
 _libpq.PQfn.restype = ctypes.c_void_p
 _libpq.PQresultStatus.argtypes = _libpq.PQclear.argtypes = [ctypes.c_void_p]
 _libpq.PQclear.restype = None
+_libpq.PQresultErrorField.argtypes = [ctypes.c_void_p, ctypes.c_int]
+_libpq.PQresultErrorField.restype = ctypes.c_char_p
+_SQLSTATE = ord("C")  # PG_DIAG_SQLSTATE, postgres_ext.h
 
 
 def impersonal(value: object) -> bool:
@@ -56,13 +61,24 @@ def private(name: str, type_name: str) -> str:
 
     :param type_name: the value's type, as it may stand in a cast.
     """
-    return f"(SELECT current_setting('{_PREFIX}{name}')::{type_name})::{type_name}"
+    value = f"pg_catalog.current_setting('{_PREFIX}{name}')::{type_name}"
+    # With a cast it can't be taken for a subquery, as in ANY(…); in parentheses it stands even where no cast may.
+    return f"((SELECT {value})::{type_name})"
+
+
+def private_list(name: str, type_name: str) -> str:
+    """SQL that gives a private value which is an array.
+
+    :param type_name: the type of its elements.
+    """
+    return private(name, f"{type_name}[]")
 
 
 def set_private(connection: sa.Connection, values: Mapping[str, str]) -> None:
     """Give a session its private values by name; they stay until its transaction is rolled back.
 
     :param connection: used by nobody else meanwhile.
+    :raises QueryError: if the server refuses a value.
     :raises psycopg2.OperationalError: if the connection is lost.
     """
     for name, value in values.items():
@@ -72,13 +88,22 @@ def set_private(connection: sa.Connection, values: Mapping[str, str]) -> None:
 def _call_set_config(connection: Any, name: str, value: str) -> None:
     texts = [name.encode(), value.encode(), b"\0"]  # the last is a boolean: not just for the transaction
     arguments = (_Argument * 3)(*[_Argument(len(text), 0, text) for text in texts])
-    # The function returns the value that it has set, and libpq writes that here unchecked.
-    returned, size = ctypes.create_string_buffer(len(texts[1]) + 1), ctypes.c_int()
+    # The function returns the value that it has set, and libpq writes that here unchecked. A server may encode some
+    # characters otherwise and give back others, none of them longer than four bytes.
+    returned, size = ctypes.create_string_buffer(4 * len(texts[1]) + 1), ctypes.c_int()
     result = _libpq.PQfn(connection.pgconn_ptr, _SET_CONFIG_OID, returned, ctypes.byref(size), 0, arguments, 3)
-    status = _libpq.PQresultStatus(result)
+    done = _libpq.PQresultStatus(result) == _COMMAND_OK
+    sqlstate = None if done else _libpq.PQresultErrorField(result, _SQLSTATE)
     _libpq.PQclear(result)
-    if status != _COMMAND_OK:
-        raise psycopg2.OperationalError(f"cannot hand over the private value {name}")
+    if sqlstate:
+        raise QueryError(
+            f"Postgres refuses a value of a parameter, of the unique key or of the mask's key (SQLSTATE"
+            f" {sqlstate.decode()}); perhaps the database's encoding lacks a character of it. Nothing was published."
+            " Correct the value, and export again.",
+            sqlstate.decode(),
+        )
+    if not done:
+        raise psycopg2.OperationalError("the connection was lost while a value was handed over")
 
 
 _SET_CONFIG_OID = 2078  # pg_proc.dat: OIDs of built-in functions never change

@@ -592,7 +592,6 @@ def raise_cancelled() -> None:
         "SELECT CAST(:canary AS int) AS value",
         "SELECT CASE WHEN id = 5000 THEN CAST(:canary AS text) ELSE '1' END::int AS value FROM {table}",
         "SELECT CAST(:canary AS timestamptz) AS value",
-        "SELECT :canary :canary",
         "SELECT CAST(:canary AS regclass) AS value",
         "SELECT current_setting(:canary) AS value",
         "SELECT {raising}(:canary) AS value",

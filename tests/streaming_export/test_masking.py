@@ -83,6 +83,9 @@ def test_a_column_that_is_added_later_is_not_exported(people: None, exported: Ex
     [
         ({"columns": []}, r"^columns=\[\] .*a list of names"),
         ({"columns": "id"}, r"^columns='id' .*a list of names"),
+        ({"columns": {"id": 1}}, r"^columns=.*a list of names"),
+        ({"mask": {"email": ["hash"]}}, r"^mask=.*hash, redact, drop"),
+        ({"mask": {"email": "hash"}, "mask_key": "\ud800"}, r"^mask_key='3 bytes' .*at least 16 bytes"),
         ({"columns": ["id", 7]}, r"^columns=\['id', 7\] .*a list of names"),
         ({"columns": ["id", "age", "id"]}, r"^columns=.*not \['id'\] twice"),
         ({"columns": ["id", "ID"]}, r"^columns=\['ID'\] .*columns \['id', 'email', 'age'\]"),
@@ -185,6 +188,22 @@ def test_a_hashed_key_in_batches(people: None, exported: Exports, monkeypatch: p
     monkeypatch.setattr(Reading, "_can_be_cut", lambda self, cost: True)
     rows = exported(mask={"id": "hash"}, mask_key=KEY, unique_key="id", yield_per=2)
     assert [row[0] for row in rows[1:]] == [hashed(str(number)) for number in range(1, 6)]
+
+
+@pytest.mark.parametrize("function", ["concat(text)", "convert_to(text, text)", "to_json(text[])", "sha256(bytea)"])
+def test_no_other_function_gets_the_values(
+    people: None, exported: Exports, engine: sa.Engine, schema: str, function: str
+) -> None:
+    """A function that would fit better, in a schema on the search path, is not called in place of Postgres's own."""
+    returns = "bytea" if function.startswith(("convert", "sha")) else "json" if "json" in function else "text"
+    query = "SELECT email, ARRAY[email] AS emails FROM people WHERE id = 1"
+    before = exported(query, mask={"email": "hash"}, mask_key=KEY)
+    with engine.begin() as connection:
+        connection.execution_options(no_parameters=True).exec_driver_sql(
+            f"CREATE FUNCTION {function} RETURNS {returns} LANGUAGE plpgsql AS 'BEGIN RAISE $$called$$; END'"
+        )
+        connection.exec_driver_sql(f"ALTER ROLE orders_exporter SET search_path = {schema}, pg_catalog")
+    assert exported(query, mask={"email": "hash"}, mask_key=KEY) == before
 
 
 # Spreadsheets

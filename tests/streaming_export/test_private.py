@@ -13,6 +13,7 @@ import psycopg2
 import pytest
 import sqlalchemy as sa
 
+from streaming_export import InvalidArgument, QueryError, retry_helps
 from streaming_export.private import impersonal, private, set_private
 from streaming_export.query import describe
 
@@ -69,6 +70,39 @@ def test_a_connection_that_is_lost(connection: sa.Connection, engine: sa.Engine)
     connection.invalidate()
 
 
+@pytest.fixture
+def encoded(engine: sa.Engine, request: pytest.FixtureRequest) -> Iterator[sa.Connection]:
+    """A connection to a database of another encoding."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as admin:
+        admin.exec_driver_sql(
+            f"CREATE DATABASE encoded TEMPLATE template0 ENCODING '{request.param}' LOCALE_PROVIDER libc LOCALE 'C'"
+        )
+        there = sa.create_engine(engine.url.set(database="encoded"), poolclass=sa.NullPool)
+        with there.connect() as connection:
+            connection.connection.driver_connection.set_client_encoding("UTF8")
+            yield connection
+        admin.exec_driver_sql("DROP DATABASE encoded WITH (FORCE)")
+
+
+@pytest.mark.parametrize("encoded", ["LATIN1"], indirect=True)
+def test_a_character_that_the_database_lacks(encoded: sa.Connection) -> None:
+    """A value that the database can't hold is refused, and not tried again."""
+    set_private(encoded, {"p1": "ü"})
+    assert encoded.exec_driver_sql(f"SELECT {private('p1', 'text')}").scalar_one() == "ü"
+    with pytest.raises(QueryError, match=r"SQLSTATE 22P05.*Nothing was published\. Correct the value") as caught:
+        set_private(encoded, {"p1": "😀 secret"})
+    assert "secret" not in str(caught.value)
+    assert retry_helps(caught.value) is False
+
+
+@pytest.mark.parametrize("encoded", ["EUC_JP"], indirect=True)
+def test_a_value_that_comes_back_longer(encoded: sa.Connection) -> None:
+    """EUC_JP gives U+00A6, of two bytes in UTF-8, back as U+FFE4, of three."""
+    set_private(encoded, {"p1": "\u00a6" * 100_000})
+    length = f"SELECT octet_length(convert_to({private('p1', 'text')}, 'UTF8'))"
+    assert encoded.exec_driver_sql(length).scalar_one() == 300_000
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
@@ -119,6 +153,8 @@ def test_what_may_be_seen(value: object, expected: bool) -> None:
         ("SELECT date_trunc(:unit, g) AS a, count(*) AS b FROM"
          " generate_series('2026-11-01'::timestamp, '2026-11-02', '12 hours') AS g GROUP BY date_trunc(:unit, g)"
          " ORDER BY 1", {"unit": "day"}, "2026-11-01T00:00:00,2\n2026-11-02T00:00:00,1\n"),
+        ("SELECT (1, 'x') = :pair AS a", {"pair": (1, "x")}, "true\n"),
+        ("SELECT :n AS a, pg_typeof(:n) AS b", {"n": -(2**31)}, f"{-(2**31)},integer\n"),
         ("SELECT '$1' AS a, $$ $2 $$ AS b, :x AS c", {"x": "$1 $$"}, "$1, $2 ,$1 $$\n"),
     ],
 )  # fmt: skip
@@ -129,15 +165,142 @@ def test_a_private_value_has_the_type_of_a_literal(
     assert csv_of(connection, sql, parameters) == expected
 
 
+@pytest.mark.parametrize(
+    ("sql", "given", "expected"),
+    [
+        ("SELECT 1 AS a WHERE :s IS NULL OR 'paid'::mood = :s", "sad", ""),
+        ("SELECT 1 AS a WHERE :s IS NULL OR 'sad'::mood = :s", "sad", "1\n"),
+        ("SELECT 1 AS a WHERE :s = 'all' OR 'sad'::mood = :s", "sad", "1\n"),
+        ("SELECT 1 AS a WHERE :s = '' OR 5 = :s", "5", "1\n"),
+        ("SELECT :s AS given FROM generate_series(5, 6) AS i WHERE i = :s", "5", "5\n"),
+        ("SELECT concat(:s, '-') AS a, :s AS b, 'x' = :s AS c", "x", "x-,x,true\n"),
+        ("SELECT format('%s', :s) AS a WHERE 'x'::text = :s", "x", "x\n"),
+        # As a date, it has no time.
+        ("SELECT 1 AS a WHERE DATE '2026-11-01' >= :s AND TIMESTAMP '2026-11-01 10:00' >= :s", "Nov 1 2026 15:00", ""),
+        ("SELECT 1 AS a WHERE 'ab '::char(4) = :s AND 'ab '::text = :s", "ab ", "1\n"),
+    ],
+)
+def test_each_use_has_the_type_that_is_meant_there(
+    mood: None, connection: sa.Connection, sql: str, given: str, expected: str
+) -> None:
+    """A parameter that is used twice may be of two types, as two literals would."""
+    sql = sql.replace("'paid'::mood", "'so-so'::mood")
+    assert csv_of(connection, sql, {"s": given}) == expected
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT g AS a FROM generate_series(1, 9) AS g ORDER BY g OFFSET :n ROWS FETCH FIRST :n ROWS ONLY",
+        "SELECT g AS a FROM generate_series(1, 9) AS g ORDER BY g OFFSET :n ROWS FETCH NEXT :n ROWS WITH TIES",
+        "SELECT g AS a FROM generate_series(1, 9) AS g ORDER BY g LIMIT :n OFFSET (:n)",
+    ],
+)
+def test_numbers_of_rows(connection: sa.Connection, sql: str) -> None:
+    """Private numbers stand wherever numbers of rows may."""
+    assert csv_of(connection, sql, {"n": 2}) == "3\n4\n"
+
+
+@pytest.mark.parametrize(
+    ("sql", "parameters", "name"),
+    [
+        ("SELECT INTERVAL :since AS a", {"since": "1 day"}, "since"),
+        ("SELECT extract(:part FROM now()) AS a", {"part": "year"}, "part"),
+        ("SELECT 1 AS a WHERE 'x' = ANY(:some :more)", {"some": ["x"], "more": "y"}, "more"),
+    ],
+)
+def test_where_no_value_can_stand(connection: sa.Connection, sql: str, parameters: dict[str, Any], name: str) -> None:
+    """A parameter that Postgres can't take there is refused by its own name, with a way out."""
+    with pytest.raises(InvalidArgument, match=rf"parameters=\['{name}'\].* at or near \":{name}\".*CAST\(:{name} AS"):
+        describe(connection, sql, parameters)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5_000])
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT count(*) AS a FROM generate_series(1, 9000) AS g WHERE g::text = ANY(:some)",
+        "SELECT count(*) AS a FROM generate_series(1, 9000) AS g WHERE g::text = ANY( :some ) AND g < 9001",
+        "SELECT count(*) AS a FROM generate_series(1, 9000) AS g WHERE g::text IN :tuple",
+        "SELECT 9000 - count(*) AS a FROM generate_series(1, 9000) AS g WHERE g::text NOT IN :tuple",
+        "SELECT count(*) AS a FROM generate_series(1, 9000) AS g WHERE g::text = ANY(:some || ARRAY['x'])",
+        "SELECT cardinality(:some) AS a",
+        "SELECT count(*) AS a FROM unnest(:some) AS u",
+    ],
+)
+def test_lists(connection: sa.Connection, sql: str, size: int) -> None:
+    """A list of any length is one private value, and is found in by a hash where Postgres can."""
+    words = [str(number) for number in range(1, size + 1)]
+    parameters = {"some": words} if ":some" in sql else {"tuple": tuple(words)}
+    assert csv_of(connection, sql, parameters) == f"{size}\n"
+    assert len(describe(connection, sql, parameters).private) == 1
+
+
+@pytest.mark.parametrize("value", ["", "a,b", 'say "hi"', "back\\slash", "{}", "NULL", "it's", "ü😀"])
+def test_elements_of_lists(connection: sa.Connection, value: str) -> None:
+    """An element arrives as it was given, whatever is in it; NULL is not the word."""
+    given = {"some": ["x", value, None]}
+    count = "SELECT count(*) AS a FROM unnest(:some) AS u WHERE"
+    assert csv_of(connection, f"{count} u = :one", {**given, "one": value}) == "1\n"
+    assert csv_of(connection, f"{count} u IS NULL", given) == "1\n"
+
+
 def test_lists_of_a_select(connection: sa.Connection) -> None:
     """SQLAlchemy makes several parameters of a list: all are private; literals of the query stay in it."""
     some = sa.bindparam("some", expanding=True)
     source = sa.select(sa.literal("own").label("a")).where(sa.func.lower("Secret2").in_(some))
     query = describe(connection, source, {"some": ["secret1", "secret2"]})
-    assert sorted(query.private.values()) == ["secret1", "secret2"]
+    assert list(query.private.values()) == ['{"secret1","secret2"}']
     assert "'own'" in query.sql
-    assert "secret1" not in query.sql
     assert csv_of(connection, source, {"some": ["secret1", "secret2"]}) == "own\n"
+    assert csv_of(connection, source, {"some": ["secret1"]}) == ""
+
+
+def test_pairs_of_a_select(connection: sa.Connection) -> None:
+    """Tuples in a list are private as well."""
+    pairs = sa.bindparam("pairs", expanding=True)
+    source = sa.select(sa.literal("own").label("a")).where(sa.tuple_(sa.literal("k"), sa.literal(2)).in_(pairs))
+    query = describe(connection, source, {"pairs": [("secret1", 1), ("k", 2)]})
+    assert "secret1" in query.private.values()
+    assert "secret1" not in query.sql
+    assert csv_of(connection, source, {"pairs": [("secret1", 1), ("k", 2)]}) == "own\n"
+
+
+@pytest.mark.parametrize("name", ["person.email", "person email", "a%b", "x(1)", "some_1"])
+@pytest.mark.parametrize("expanding", [False, True])
+def test_parameters_of_any_name_are_private(connection: sa.Connection, name: str, expanding: bool) -> None:
+    """SQLAlchemy renames what the driver could not name: it stays a parameter."""
+    bind = sa.bindparam(name, expanding=expanding, type_=sa.Text)
+    source = sa.select(sa.literal("own").label("a")).where(sa.literal(SECRET).in_(bind) if expanding else bind != "")
+    query = describe(connection, source, {name: [SECRET, "other"] if expanding else SECRET})
+    assert query.private
+    where = query.sql.partition("WHERE")[2]
+    assert "other" not in where
+    assert expanding or SECRET not in where
+
+
+def test_a_parameter_that_sqlalchemy_would_write_into_the_text_is_refused(connection: sa.Connection) -> None:
+    """literal_execute has SQLAlchemy write the value itself."""
+    source = sa.select(sa.bindparam("email", literal_execute=True, type_=sa.Text))
+    with pytest.raises(InvalidArgument, match=r"parameters=\['email'\].*without literal_execute") as caught:
+        describe(connection, source, {"email": SECRET})
+    assert SECRET not in str(caught.value)
+
+
+def test_an_error_of_a_type_holds_no_value(connection: sa.Connection) -> None:
+    """Neither the error nor any that it has come from."""
+    for source in (
+        sa.select(sa.bindparam("x", type_=sa.Enum("a", "b", name="e", validate_strings=True)).label("x")),
+        sa.select(sa.bindparam("x", type_=sa.LargeBinary).label("x")),
+        "SELECT :x AS x",
+    ):
+        value = SECRET if not isinstance(source, str) else f"{SECRET}\0"
+        with pytest.raises(InvalidArgument) as caught:
+            describe(connection, source, {"x": value})
+        chain: BaseException | None = caught.value
+        while chain is not None:
+            assert SECRET not in repr(chain)
+            chain = chain.__context__ or chain.__cause__
 
 
 def test_dates_stay_in_the_query(connection: sa.Connection) -> None:
@@ -146,6 +309,20 @@ def test_dates_stay_in_the_query(connection: sa.Connection) -> None:
     query = describe(connection, sql, {"since": datetime(2026, 1, 1, tzinfo=UTC), "none": None})
     assert query.private == {}
     assert "'2026-01-01" in query.sql
+
+
+def test_a_key_whose_type_has_a_telling_name(engine: sa.Engine, schema: str, exporter: sa.Engine) -> None:
+    """A type of somebody's that is called after a date is none."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TYPE date_kind AS ENUM ('it''s', 'b'' OR true --')")
+    with exporter.connect() as connection:
+        query = describe(connection, "SELECT unnest(enum_range(NULL::date_kind)) AS kind", unique_key="kind")
+        where, values = query.key_range("it's", "b' OR true --")
+        assert set(values.values()) == {"it's", "b' OR true --"}
+        set_private(connection, values)
+        rows = io.BytesIO()
+        connection.connection.cursor().copy_expert(query.copy(where), rows)
+    assert rows.getvalue() == b"b' OR true --\n"
 
 
 @pytest.mark.parametrize("unique_key", ["email", "id", "day"])
