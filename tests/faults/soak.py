@@ -74,6 +74,7 @@ class Soak:
             self.broken.append(number)
             print(f"\nBROKEN by {fault}. To repeat it: --seed {self.seed} --step {number}\n{traceback.format_exc()}")
             self._forget_world()
+            self.server.restart()
             how = "broken"
         else:
             how = "published" if outcome.published else "unpublished" if outcome.told is not None else "killed"

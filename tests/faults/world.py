@@ -149,7 +149,10 @@ class World:
         self._threads = set(threading.enumerate())
 
     def close(self) -> None:
+        """End what still runs, and remove the tables."""
+        ours = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{self.name}'"
         with psycopg.connect(self.uri, autocommit=True) as connection:
+            connection.execute(ours)
             connection.execute(f"DROP SCHEMA {self.name} CASCADE")
         self._stack.close()
 
