@@ -511,7 +511,7 @@ def _translated(cancellation: Cancellation) -> Iterator[_Told]:
     except (sa.exc.DBAPIError, psycopg2.Error, UploadAborted, Stopped) as exc:
         if cancellation.cancelled:
             raise ExportCancelled(
-                "The export was cancelled. Nothing was published. Export again when it shall."
+                "The export was cancelled. Nothing was published. If that was not meant, export again."
             ) from None
         if isinstance(exc, UploadAborted | Stopped):
             raise

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -153,11 +152,14 @@ def put(
     try:
         _put(client, arguments, condition)
     except (ClientError, BotoCoreError) as exc:
+        code = exc.response["Error"]["Code"] if isinstance(exc, ClientError) else type(exc).__name__
         # The answer to a put that succeeded may have been lost, and the retry refused.
-        with contextlib.suppress(UploadError):
+        try:
             if get(client, bucket, key, extra_args)[0] == document:
                 return
-        code = exc.response["Error"]["Code"] if isinstance(exc, ClientError) else type(exc).__name__
+        except UploadError as unseen:
+            reason = f"{code}, and {unseen.code} when looking whether it was"
+            raise upload_error(f"writing s3://{bucket}/{key}", str(unseen.code), reason, state) from exc
         if code in ("PreconditionFailed", "ConditionalRequestConflict"):
             raise VerificationError(
                 f"s3://{bucket}/{key} was written by another export meanwhile, and stays as that left it. Files of"

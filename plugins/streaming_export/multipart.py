@@ -281,11 +281,11 @@ class Upload:
             # Counted under the same lock, so that an abort either prevents a part or waits for it.
             self._wait_until(lambda: not self._in_flight or (self._in_flight + 1) * size <= IN_FLIGHT_BYTES)
             self._in_flight += 1
-        # Bytes, since botocore copies a bytearray once more where it sends a checksum behind the body.
-        arguments = (self._number, bytes(self._part))
         try:
+            # Bytes, since botocore copies a bytearray once more where it sends a checksum behind the body.
+            arguments = (self._number, bytes(self._part))
             threading.Thread(target=self._send, args=arguments, name=f"part-{self._number}", daemon=True).start()
-        except RuntimeError:  # the process can't have another one
+        except (MemoryError, RuntimeError):  # the process can't have more memory, or another thread
             with self._changed:
                 self._in_flight -= 1
             raise

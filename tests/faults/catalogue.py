@@ -160,6 +160,16 @@ def _while_aborting(action: Action, times: float = float("inf")) -> Run:
     return run
 
 
+def _manifest_out_of_sight(world: World) -> Outcome:
+    """The answer to writing the manifest is lost, the retry is refused, and nobody can look who has written it."""
+    world.rows = SMALL
+    with (
+        world.store.inject("PutManifest", on_the_way.lose_answer, times=1),
+        world.store.inject("GetManifest", on_the_way.refuse("ServiceUnavailable", 503), skip=1),
+    ):
+        return world.attempt()
+
+
 def _missing_bucket(world: World) -> Outcome:
     bucket, world.bucket = world.bucket, f"{world.bucket}-missing"
     try:
@@ -219,6 +229,13 @@ STORE += [
         _request("HeadObject", on_the_way.change_header("Content-Length", "5"), 1, skip=1),
         False,
         "visible with 5 bytes .*Do not use it; export again",
+    ),
+    Fault(
+        "store",
+        "the answer to PutManifest is lost, and it can't be read",
+        _manifest_out_of_sight,
+        False,
+        "ServiceUnavailable.*nobody is told of them yet.*retry",
     ),
     Fault("store", "the bucket is missing", _missing_bucket, False, "NoSuchBucket.*Nothing was published.*Create"),
     Fault(
@@ -291,6 +308,11 @@ def _end_a_reader(world: World) -> None:
 
 def _end_the_holder(world: World) -> None:
     world.sql(f"SELECT pg_terminate_backend({world.backends()[0]})")
+
+
+def _ended_before_the_readers_come(world: World) -> Outcome:
+    world.network.before_connection(2, lambda: _end_the_holder(world))
+    return world.attempt()
 
 
 def _rows_changed_meanwhile(world: World) -> Outcome:
@@ -423,6 +445,13 @@ POSTGRES = [
         for name, way in WAYS.items()
     ),
     Fault("postgres", "the session of the snapshot's holder is ended", _while_reading(_end_the_holder), None),
+    Fault(
+        "postgres",
+        "the session of the snapshot's holder is ended before the readers come",
+        _ended_before_the_readers_come,
+        False,
+        _UNPUBLISHED,
+    ),
     Fault(
         "postgres",
         "the network to one reader is cut",

@@ -24,8 +24,6 @@ from demo import services
 from tests.faults.catalogue import FAULTS, Fault
 from tests.faults.world import Database, Outcome, World
 
-KINDS = sorted({fault.kind for fault in FAULTS})
-
 
 def main() -> int:
     """Run the soak, and print what came of it."""
@@ -66,8 +64,7 @@ class Soak:
     def step(self, number: int) -> None:
         """Have one fault happen."""
         chance = random.Random(f"{self.seed}/{number}")
-        kind = chance.choice(KINDS)
-        fault = chance.choice([fault for fault in FAULTS if fault.kind == kind])
+        fault = chance.choice(FAULTS)
         try:
             outcome = self._try(fault, chance)
         except Exception:
