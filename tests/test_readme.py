@@ -70,7 +70,7 @@ def test_arguments_of_the_operator_are_documented_with_their_defaults(airflow_ho
     import inspect
 
     from postgres_to_s3 import PostgresToS3Operator
-    from streaming_export.export import DEFAULT_YIELD_PER
+    from streaming_export.options import DEFAULT_YIELD_PER
 
     arguments = inspect.signature(PostgresToS3Operator.__init__).parameters
     names = arguments.keys() - {"self", "kwargs"}

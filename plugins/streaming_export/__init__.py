@@ -22,11 +22,12 @@ from streaming_export.errors import (
     VerificationError,
     retry_helps,
 )
-from streaming_export.export import ExportResult, Options, Preview, export, preview
+from streaming_export.export import ExportResult, Preview, export, preview
 from streaming_export.files import ExportedFile
 from streaming_export.ingest import IngestResult, ingest
 from streaming_export.keys import check_key
 from streaming_export.manifest import published_by
+from streaming_export.options import Options
 from streaming_export.pointer import move_pointer
 from streaming_export.private import impersonal
 

@@ -6,10 +6,10 @@ import contextlib
 import logging
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args
+from typing import Any
 
 import psycopg2
 import sqlalchemy as sa
@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from streaming_export import manifest
 from streaming_export.cancellation import Cancellation, run_cancellable
 from streaming_export.columns import Content, explain
-from streaming_export.compression import ENCODINGS, Compression
+from streaming_export.compression import ENCODINGS
 from streaming_export.errors import (
     EmptyResult,
     ExportCancelled,
@@ -28,8 +28,8 @@ from streaming_export.errors import (
 )
 from streaming_export.files import ExportedFile, Files, Format
 from streaming_export.keys import MAX_KEY_BYTES, check_bucket, check_key
-from streaming_export.masking import Mask
 from streaming_export.multipart import Upload
+from streaming_export.options import DEFAULT_YIELD_PER, Options
 from streaming_export.query import Query, Source, describe
 from streaming_export.read_ahead import Stopped
 from streaming_export.reading import Reading
@@ -37,12 +37,6 @@ from streaming_export.snapshot import Snapshot, driver_connection
 from streaming_export.transactions import Wait, wait_for_older
 
 log = logging.getLogger(__name__)
-
-Method = Literal["copy", "rows"]
-OnEmpty = Literal["header", "skip", "fail"]
-
-#: Rows of a batch by method: "rows" holds a batch in memory as Python objects, "copy" does not.
-DEFAULT_YIELD_PER: dict[str, int] = {"copy": 50_000, "rows": 5_000}
 
 _PROGRESS_SECONDS = 10.0
 _LONGEST_SUFFIX = len("-00001.zst.manifest.json")
@@ -97,66 +91,6 @@ class Preview:
     estimated_rows: int
     estimated_bytes: int
     targets: dict[str, str | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How to export; the same for every run.
-
-    :param method: "copy", or "rows" where COPY is not to be had; the bytes are the same.
-    :param yield_per: rows of a batch; by default 50,000 for "copy", and 5,000 for "rows", which holds a batch
-        in memory.
-    :param readers: connections that read batches at the same time; used by "copy" with a unique key.
-    :param on_empty: for a query without rows: "header" writes just the header, "skip" writes nothing and
-        leaves what was there, "fail" raises.
-    :param verify_rows: have the database count the query's rows in the same snapshot, and compare.
-    :param columns: names of the only columns in the file, in its order: what the query has beside them is never
-        exported; None for all of its columns.
-    :param mask: by column, what stands in the file in place of its values: "hash", their HMAC-SHA-256 in hex;
-        "redact", ``***``; "drop" leaves the column out. NULL stays NULL. The server does it, before a byte leaves it.
-    :param spreadsheet_safe: put ``'`` before text that a spreadsheet would take for a formula; changes the data.
-    :param compression: None, "gzip" or "zstd"; adds ``.gz`` or ``.zst`` to the key.
-    :param max_file_rows: data rows of a file; more go to further files, ``…-00001.csv``, ``…-00002.csv``, …
-    :param max_file_bytes: bytes of CSV of a file, before compression; likewise.
-    :param wait_for_transactions: seconds to wait at most, before the snapshot is taken, until no transaction is
-        running that began before the end of the window; None does not look.
-    :param extra_args: further arguments of the S3 requests (see `Upload`).
-    :raises InvalidArgument: naming the option, its value and what is allowed.
-    """
-
-    method: Method = "copy"
-    yield_per: int | None = None
-    readers: int = 2
-    on_empty: OnEmpty = "header"
-    verify_rows: bool = True
-    columns: Sequence[str] | None = None
-    mask: Mapping[str, Mask] = field(default_factory=dict)
-    spreadsheet_safe: bool = False
-    compression: Compression | None = None
-    max_file_rows: int | None = None
-    max_file_bytes: int | None = None
-    wait_for_transactions: int | None = None
-    extra_args: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        choices: list[tuple[str, tuple[Any, ...]]] = [
-            ("method", get_args(Method)),
-            ("on_empty", get_args(OnEmpty)),
-            ("compression", (None, *get_args(Compression))),
-            ("verify_rows", (True, False)),
-        ]
-        Content(self.columns, self.mask, None, self.spreadsheet_safe)
-        for name, allowed in choices:
-            if (value := getattr(self, name)) not in allowed:
-                raise InvalidArgument(name, value, f"one of {', '.join(map(str, allowed))}")
-        optional = {"yield_per": 10**7, "max_file_rows": 10**12, "max_file_bytes": 5 * 2**40}
-        for name, most in {"readers": 16, **optional, "wait_for_transactions": 7 * 86_400}.items():
-            value = getattr(self, name)
-            if value is None and name != "readers":
-                continue
-            least = 0 if name == "wait_for_transactions" else 1
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                raise InvalidArgument(name, value, f"a whole number from {least} to {most:,}")
 
 
 def export(

@@ -1,0 +1,78 @@
+"""How to export: what is the same for every run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from streaming_export.columns import Content
+from streaming_export.compression import Compression
+from streaming_export.errors import InvalidArgument
+from streaming_export.masking import Mask
+
+Method = Literal["copy", "rows"]
+OnEmpty = Literal["header", "skip", "fail"]
+
+#: Rows of a batch by method: "rows" holds a batch in memory as Python objects, "copy" does not.
+DEFAULT_YIELD_PER: dict[str, int] = {"copy": 50_000, "rows": 5_000}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to export; the same for every run.
+
+    :param method: "copy", or "rows" where COPY is not to be had; the bytes are the same.
+    :param yield_per: rows of a batch; by default 50,000 for "copy", and 5,000 for "rows", which holds a batch
+        in memory.
+    :param readers: connections that read batches at the same time; used by "copy" with a unique key.
+    :param on_empty: for a query without rows: "header" writes just the header, "skip" writes nothing and
+        leaves what was there, "fail" raises.
+    :param verify_rows: have the database count the query's rows in the same snapshot, and compare.
+    :param columns: names of the only columns in the file, in its order: what the query has beside them is never
+        exported; None for all of its columns.
+    :param mask: by column, what stands in the file in place of its values: "hash", their HMAC-SHA-256 in hex;
+        "redact", ``***``; "drop" leaves the column out. NULL stays NULL. The server does it, before a byte leaves it.
+    :param spreadsheet_safe: put ``'`` before text that a spreadsheet would take for a formula; changes the data.
+    :param compression: None, "gzip" or "zstd"; adds ``.gz`` or ``.zst`` to the key.
+    :param max_file_rows: data rows of a file; more go to further files, ``…-00001.csv``, ``…-00002.csv``, …
+    :param max_file_bytes: bytes of CSV of a file, before compression; likewise.
+    :param wait_for_transactions: seconds to wait at most, before the snapshot is taken, until no transaction is
+        running that began before the end of the window; None does not look.
+    :param extra_args: further arguments of the S3 requests (see `Upload`).
+    :raises InvalidArgument: naming the option, its value and what is allowed.
+    """
+
+    method: Method = "copy"
+    yield_per: int | None = None
+    readers: int = 2
+    on_empty: OnEmpty = "header"
+    verify_rows: bool = True
+    columns: Sequence[str] | None = None
+    mask: Mapping[str, Mask] = field(default_factory=dict)
+    spreadsheet_safe: bool = False
+    compression: Compression | None = None
+    max_file_rows: int | None = None
+    max_file_bytes: int | None = None
+    wait_for_transactions: int | None = None
+    extra_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        choices: list[tuple[str, tuple[Any, ...]]] = [
+            ("method", get_args(Method)),
+            ("on_empty", get_args(OnEmpty)),
+            ("compression", (None, *get_args(Compression))),
+            ("verify_rows", (True, False)),
+        ]
+        Content(self.columns, self.mask, None, self.spreadsheet_safe)
+        for name, allowed in choices:
+            if (value := getattr(self, name)) not in allowed:
+                raise InvalidArgument(name, value, f"one of {', '.join(map(str, allowed))}")
+        optional = {"yield_per": 10**7, "max_file_rows": 10**12, "max_file_bytes": 5 * 2**40}
+        for name, most in {"readers": 16, **optional, "wait_for_transactions": 7 * 86_400}.items():
+            value = getattr(self, name)
+            if value is None and name != "readers":
+                continue
+            least = 0 if name == "wait_for_transactions" else 1
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise InvalidArgument(name, value, f"a whole number from {least} to {most:,}")
