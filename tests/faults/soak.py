@@ -3,7 +3,8 @@
     python -m tests.faults.soak --seconds 1200 --seed 42
 
 Each step draws a fault from the catalogue, has an attempt meet it, checks what is there, and has the next attempt
-succeed. What a step draws depends on the seed and its number only: --step repeats one. Ends with status 1 if
+succeed. A round has every fault once, in an order of its own. What a step draws depends on the seed and its number
+only: --step repeats one. Ends with status 1 if
 anything was ever not as it must be.
 """
 
@@ -64,7 +65,7 @@ class Soak:
     def step(self, number: int) -> None:
         """Have one fault happen."""
         chance = random.Random(f"{self.seed}/{number}")
-        fault = chance.choice(FAULTS)
+        fault = self._draw(number)
         try:
             outcome = self._try(fault, chance)
         except Exception:
@@ -100,6 +101,11 @@ class Soak:
         )
         if self.broken:
             print(f"to repeat: --seed {self.seed} --step N, where N is one of {self.broken}")
+
+    def _draw(self, number: int) -> Fault:
+        """The faults come in rounds, each once in a round, so that none is left to chance."""
+        past, place = divmod(number - 1, len(FAULTS))
+        return random.Random(f"{self.seed}/round {past}").sample(FAULTS, len(FAULTS))[place]
 
     def _try(self, fault: Fault, chance: random.Random) -> Outcome:
         if self._world is None:
