@@ -32,10 +32,15 @@ _IN = re.compile(r"\bIN\s*\Z", re.IGNORECASE)
 _IN_PARENTHESIS = re.compile(r"\bIN\s*\(\s*\Z", re.IGNORECASE)
 _ANY = re.compile(r"=\s*ANY\s*\(\s*\Z", re.IGNORECASE)
 _END = re.compile(r"\s*\)")
+_LOOK_AHEAD = 100  # characters in which these words are found
 _ROWS = "SELECT pg_catalog.unnest({})"
 
 # Two uses of a parameter must be one for these: "must appear in GROUP BY" and "must appear in select list".
 _GROUPING_ERRORS = ("42803", "42P10")
+
+# What tells of a parameter by its number: syntax_error, ambiguous_parameter, indeterminate_datatype.
+_INDETERMINATE = "42P18"
+_PARAMETER_ERRORS = ("42601", "42P08", _INDETERMINATE)
 
 
 def fill_in(
@@ -147,15 +152,15 @@ def _pieces(bound: _Bound, mogrify: Callable[..., bytes]) -> Iterator[str | _Pri
             written = mogrify("%s", (tuple(values),)).decode()[1:-1]
             yield _Private(names[0], _parts(written, numbers), _elements(values), _ROWS)
             continue
-        for number, (name, value) in enumerate(zip(names, values, strict=True)):
-            yield ", " if number else ""
+        for number, (name, value) in enumerate(zip(names, values, strict=True), 1):
             written = mogrify("%s", (value,)).decode()
-            if name not in bound.given or impersonal(value):
+            after = bound.text[end : end + _LOOK_AHEAD] if number == len(names) else ", "
+            if name in bound.given and not impersonal(value):
+                yield _private(name, value, written, numbers, before, after)
+            else:
                 yield written
-                continue
-            string = "text" if _NULL_TEST.match(bound.text, end) else "unknown"
-            in_any = _ANY.search(before) and _END.match(bound.text, end)
-            yield _private(name, value, _parts(written, numbers, string), bool(in_any), bool(_IN.search(before)))
+            before = ", "
+            yield before if number < len(names) else ""
     yield bound.text[end:]
 
 
@@ -211,15 +216,16 @@ class _Private:
         )
 
 
-def _private(name: str, value: Any, parts: tuple[str | _Literal, ...], in_any: bool, after_in: bool) -> _Private:
+def _private(name: str, value: Any, written: str, numbers: Iterator[int], before: str, after: str) -> _Private:
     """A private value; a list as one value, since Postgres would make a list of many values for each row.
 
     It finds something in a list by a hash only if that comes as rows.
     """
+    parts = _parts(written, numbers, "text" if _NULL_TEST.match(after) else "unknown")
     elements = _elements(value) if isinstance(value, list | tuple) else None
     if elements and isinstance(value, list):
-        return _Private(name, parts, elements, _ROWS if in_any else "{}")
-    if elements and after_in:
+        return _Private(name, parts, elements, _ROWS if _ANY.search(before) and _END.match(after) else "{}")
+    if elements and _IN.search(before):
         return _Private(name, parts, elements, f"({_ROWS})")
     return _Private(name, parts)
 
@@ -299,12 +305,13 @@ def _prepare(
             break
         except sa.exc.DBAPIError as exc:
             sqlstate, message = _diagnosis(exc)
-            number = re.search(r"\$(\d+)", message)
-            if number is None:
+            told = re.search(r"\$(\d+)", message)
+            number = int(told[1]) if told and sqlstate in _PARAMETER_ERRORS else 0
+            if number not in declared:
                 raise
-            if sqlstate != "42P18" or declared[int(number[1])] != "unknown":  # indeterminate_datatype
-                raise _misplaced(pieces, numbers, int(number[1]), message) from None
-            declared[int(number[1])] = "text"  # as a string of which nothing tells what it is
+            if sqlstate != _INDETERMINATE or declared[number] != "unknown":
+                raise _misplaced(pieces, numbers, number, message) from None
+            declared[number] = "text"  # as a string of which nothing tells what it is
     found = execute(
         "SELECT pg_catalog.format('%I.%I', nspname, typname) FROM pg_catalog.pg_prepared_statements AS p,"
         " pg_catalog.unnest(parameter_types) WITH ORDINALITY AS u(type, number)"

@@ -178,6 +178,7 @@ def test_a_private_value_has_the_type_of_a_literal(
         # As a date, it has no time.
         ("SELECT 1 AS a WHERE DATE '2026-11-01' >= :s AND TIMESTAMP '2026-11-01 10:00' >= :s", "Nov 1 2026 15:00", ""),
         ("SELECT 1 AS a WHERE 'ab '::char(4) = :s AND 'ab '::text = :s", "ab ", "1\n"),
+        ("SELECT num_nulls('sad'::mood = :s, :s IS NULL, :s, :s) AS a", "sad", "0\n"),
     ],
 )
 def test_each_use_has_the_type_that_is_meant_there(
