@@ -33,7 +33,11 @@ _IN_PARENTHESIS = re.compile(r"\bIN\s*\(\s*\Z", re.IGNORECASE)
 _ANY = re.compile(r"=\s*ANY\s*\(\s*\Z", re.IGNORECASE)
 _END = re.compile(r"\s*\)")
 _LOOK_AHEAD = 100  # characters in which these words are found
+
+# As rows, Postgres finds something in a list by a hash; but it then joins, and can lose the order of an index. That is
+# worth it for a list of more elements than these.
 _ROWS = "SELECT pg_catalog.unnest({})"
+_FEW = 20
 
 # Two uses of a parameter must be one for these: "must appear in GROUP BY" and "must appear in select list".
 _GROUPING_ERRORS = ("42803", "42P10")
@@ -148,7 +152,7 @@ def _pieces(bound: _Bound, mogrify: Callable[..., bytes]) -> Iterator[str | _Pri
             continue
         names = re.findall(r"%\(([^()]+)\)s", place[0])
         values = [bound.values[name] for name in names]
-        if bound.lists.issuperset(names) and _IN_PARENTHESIS.search(before):
+        if bound.lists.issuperset(names) and len(names) > _FEW and _IN_PARENTHESIS.search(before):
             written = mogrify("%s", (tuple(values),)).decode()[1:-1]
             yield _Private(names[0], _parts(written, numbers), _elements(values), _ROWS)
             continue
@@ -217,15 +221,13 @@ class _Private:
 
 
 def _private(name: str, value: Any, written: str, numbers: Iterator[int], before: str, after: str) -> _Private:
-    """A private value; a list as one value, since Postgres would make a list of many values for each row.
-
-    It finds something in a list by a hash only if that comes as rows.
-    """
+    """A private value; a list as one value, since Postgres would make a list of many values for each row."""
     parts = _parts(written, numbers, "text" if _NULL_TEST.match(after) else "unknown")
     elements = _elements(value) if isinstance(value, list | tuple) else None
+    many = elements is not None and len(elements) > _FEW
     if elements and isinstance(value, list):
-        return _Private(name, parts, elements, _ROWS if _ANY.search(before) and _END.match(after) else "{}")
-    if elements and _IN.search(before):
+        return _Private(name, parts, elements, _ROWS if many and _ANY.search(before) and _END.match(after) else "{}")
+    if many and _IN.search(before):
         return _Private(name, parts, elements, f"({_ROWS})")
     return _Private(name, parts)
 
