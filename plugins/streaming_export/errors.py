@@ -253,7 +253,8 @@ def upload_error(doing: str, code: str, reason: str, state: str) -> UploadError:
     passing = code in _PASSING_CODES
     default = _PASSING_REMEDY if passing else "It will come again until somebody mends its cause: then export again"
     remedy = _STORE_REMEDIES.get(code, default)
-    return UploadError(f"The object store failed while {doing}: {reason}. {state}. {remedy}.", code)
+    # The store's message may be a sentence with an end of its own.
+    return UploadError(f"The object store failed while {doing}: {reason.rstrip('.')}. {state}. {remedy}.", code)
 
 
 def load_error(doing: str, exc: BaseException) -> LoadError:

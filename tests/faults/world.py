@@ -304,6 +304,7 @@ class World:
         if says_new is True:
             assert new, f"the error says that the object is visible, and it is not: {told}"
         assert _REMEDY.search(told), f"the error does not say what to do: {told}"
+        assert ".. " not in told, f"the error is not made of sentences: {told}"
 
     def _check_manifest(self, after: Visible) -> None:
         """A manifest is of the object that is there, or whoever reads by it notices."""
