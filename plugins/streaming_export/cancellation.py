@@ -1,14 +1,17 @@
-"""Stops an export from another thread or from a signal handler."""
+"""Ends an export: the flag that its threads share, and whoever interrupts from outside."""
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from typing import TypeVar
+
+from streaming_export.errors import ExportCancelled
 
 Result = TypeVar("Result")
 
@@ -21,17 +24,71 @@ _END_SECONDS = 15.0
 _REPEAT_SECONDS = 1.0
 
 
-class Cancellation:
-    """Handed to an export so that it can be stopped from outside; used for one export.
+class Stopped(BaseException):
+    """Raised in every thread of an export that waits, once its `Stop` is set; the reason is there."""
 
-    What `cancel` has to do is done by a thread that waits for it. A signal handler may have interrupted any
-    code, starting a thread included: it can only be trusted to set a flag and to put into a SimpleQueue, whose
-    `put` is reentrant (Python's manual, queue.SimpleQueue).
+
+class Stop:
+    """Whether an export shall end, and why: the one thing that all its threads share.
+
+    Any thread may set it, and the first reason stays. Whoever waits, waits through it, and gets `Stopped`; the export's
+    own thread then unwinds what it has opened, and raises the reason.
     """
 
     def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self.reason: BaseException | None = None
+
+    def set(self, reason: BaseException) -> None:
+        """End the export; wakes all that wait."""
+        with self._changed:
+            self.reason = self.reason or reason
+            self._changed.notify_all()
+
+    def check(self) -> None:
+        """Raise `Stopped` if it is set."""
+        if self.reason is not None:
+            raise Stopped
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """Hold the lock of everything that is waited for, and wake all that wait at the end."""
+        with self._changed:
+            yield
+            self._changed.notify_all()
+
+    def wait_for(self, condition: Callable[[], object], timeout: float | None = None) -> bool:
+        """Wait until a condition holds, which is asked under the lock of `changing`.
+
+        :returns: False if it did not hold within `timeout` seconds.
+        :raises Stopped: if the export shall end.
+        """
+        with self._changed:
+            holds = self._changed.wait_for(lambda: self.reason is not None or condition(), timeout)
+            self.check()
+            return holds
+
+    def sleep(self, seconds: float) -> None:
+        """Wait for so many seconds.
+
+        :raises Stopped: if the export shall end.
+        """
+        self.wait_for(lambda: False, seconds)
+
+
+class Cancellation:
+    """Stops one export from another thread or from a signal handler.
+
+    A signal handler may have interrupted any code, one that holds the lock of `Stop` included: it can only be trusted
+    to set a flag and to put into a SimpleQueue, whose `put` is reentrant (Python's manual, queue.SimpleQueue). A thread
+    that waits for it does the rest: it sets the export's `Stop`, and calls `on_cancel`.
+    """
+
+    def __init__(self) -> None:
+        self.stop = Stop()
+        #: Has the server cancel what the export runs; set by whoever has something running there.
+        self.on_cancel: Callable[[], None] = lambda: None
         self._cancelled = False
-        self._actions: list[Callable[[], None]] = []
         self._requests: SimpleQueue[list[bool] | None] = SimpleQueue()
         self._worker: threading.Thread | None = None
 
@@ -40,17 +97,8 @@ class Cancellation:
         """Whether `cancel` was called."""
         return self._cancelled
 
-    def on_cancel(self, action: Callable[[], None]) -> None:
-        """Have `cancel` call this; it is called at once if that was before."""
-        self._actions.append(action)
-        if self._worker is None:
-            self._worker = threading.Thread(target=self._work, name="canceller", daemon=True)
-            self._worker.start()
-        if self.cancelled:
-            action()
-
     def cancel(self, timeout: float = _CANCEL_SECONDS) -> None:
-        """Cancel the query on the server and abort the upload; the export raises `ExportCancelled`.
+        """Set the stop flag and cancel the queries on the server; the export raises `ExportCancelled`.
 
         Returns when both were done, or after `timeout` seconds. Does nothing after the export's end.
         """
@@ -63,57 +111,55 @@ class Cancellation:
         while not done and self._worker.is_alive() and time.monotonic() < deadline:
             time.sleep(0.005)
 
-    def end(self) -> None:
-        """The export has ended: nothing is left to cancel."""
-        self._requests.put(None)
+    def run(self, work: Callable[[], Result]) -> Result:
+        """Run `work` in a thread; whatever interrupts the caller cancels it.
 
-    def _work(self) -> None:
+        Python runs signal handlers (SIGTERM, Ctrl-C, a time-out's alarm) in the main thread between two
+        instructions. A main thread that waits inside libpq would run none until Postgres answers.
+        """
+        future: Future[Result] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as exc:  # whatever it is, the caller raises it
+                future.set_exception(exc)
+
+        try:
+            self._worker = threading.Thread(target=self._serve, name="canceller", daemon=True)
+            self._worker.start()
+            context = contextvars.copy_context()
+            threading.Thread(target=context.run, args=(run,), name="export", daemon=True).start()
+            while wait([future], _REPEAT_SECONDS).not_done:
+                if self._cancelled:
+                    self.cancel()
+            return future.result()
+        except BaseException as exc:
+            if not future.done():
+                self.cancel()
+                wait([future], _END_SECONDS)
+            if not future.done() or future.exception() is not exc:
+                exc.add_note(_fate(future))
+            raise
+        finally:
+            self._requests.put(None)
+
+    def _serve(self) -> None:
         while (done := self._requests.get()) is not None:
-            threads = [threading.Thread(target=action, daemon=True) for action in list(self._actions)]
-            for thread in threads:
-                thread.start()
-            deadline = time.monotonic() + _CANCEL_SECONDS
-            for thread in threads:
-                thread.join(max(0.0, deadline - time.monotonic()))
+            self.stop.set(cancelled())
+            self.on_cancel()
             done.append(True)
 
 
-def run_cancellable(work: Callable[[], Result], cancellation: Cancellation) -> Result:
-    """Run `work` in a thread; whatever interrupts the caller cancels it.
-
-    Python runs signal handlers (SIGTERM, Ctrl-C, a time-out's alarm) in the main thread between two
-    instructions. A main thread that waits inside libpq would run none until Postgres answers.
-    """
-    future: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as exc:  # whatever it is, the caller raises it
-            future.set_exception(exc)
-
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="export", daemon=True)
-    try:
-        thread.start()
-        while wait([future], _REPEAT_SECONDS).not_done:
-            if cancellation.cancelled:
-                cancellation.cancel()
-        return future.result()
-    except BaseException as exc:
-        if not future.done():
-            cancellation.cancel()
-            wait([future], _END_SECONDS)
-        if not future.done() or future.exception() is not exc:
-            exc.add_note(_fate(future))
-        raise
-    finally:
-        cancellation.end()
+def cancelled() -> ExportCancelled:
+    """The error of an export that was stopped from outside."""
+    return ExportCancelled("The export was cancelled.", "If that was not meant, export again.")
 
 
 def _fate(future: Future[Result]) -> str:
     """What has become of work that was interrupted: who interrupts can't tell."""
     if not future.done():
-        return f"It has not ended {_END_SECONDS:.0f} s later. Whether it was published is not known. Retry."
+        return f"It has not ended {_END_SECONDS:.0f} s later. The object may or may not be visible. Retry."
     if exc := future.exception():
         return f"{type(exc).__name__}: {exc}"
     return "It was done by then: what it wrote is visible, and a retry writes it again."
