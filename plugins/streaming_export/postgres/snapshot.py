@@ -22,7 +22,7 @@ LOCK_SECONDS = 300.0
 
 # Seconds for a lock that is asked for while another connection of the same export holds one: whoever is in between waits
 # for the export, which would wait for him. Postgres can't see such a deadlock.
-_SECOND_LOCK_SECONDS = 2.0
+_SECOND_LOCK_SECONDS = 1.0
 
 _LOCK_NOT_AVAILABLE = "55P03"
 
