@@ -22,7 +22,7 @@ from airflow.timetables.interval import CronDataIntervalTimetable
 from orders.alerts import check_published, tell
 from orders.places import BUCKET, DAILY_KEY, NIGHTLY_KEY
 from orders.runs import day_of
-from postgres_to_s3 import RetryByCause, s3_client
+from postgres_to_s3 import RetryByCause, s3_bucket
 
 with DAG(
     dag_id="orders_deadline",
@@ -43,6 +43,6 @@ with DAG(
     @task(task_id="check_published", retry_policy=RetryByCause(), on_failure_callback=tell)
     def check(bucket: str, keys: list[str]) -> dict[str, Any]:
         """Look for the manifests of the night."""
-        return check_published(s3_client("exports_s3"), bucket, keys)
+        return check_published(s3_bucket("exports_s3", str(bucket)), keys)
 
     check(BUCKET, [NIGHTLY_KEY, DAILY_KEY])

@@ -40,7 +40,7 @@ from orders.assets import ORDERS_EXPORT
 from orders.models import select_orders, select_orders_by
 from orders.places import BUCKET, LATEST_KEY, NIGHTLY_KEY, SELECTION_KEY
 from orders.runs import FORM, choose_task
-from postgres_to_s3 import PostgresToS3Operator, RetryByCause, s3_client
+from postgres_to_s3 import PostgresToS3Operator, RetryByCause, s3_bucket
 
 CONNECTIONS = {"postgres_conn_id": "orders_db", "aws_conn_id": "exports_s3"}
 
@@ -66,7 +66,7 @@ with DAG(
     @task.branch(task_id="choose_export", retry_policy=RetryByCause())
     def choose_export(bucket: str, key: str, params: Any = None, dag_run: Any = None) -> str:
         """Check the form, and choose the task that does what it asks for."""
-        return choose_task(params, dag_run, s3_client("exports_s3"), bucket, key)
+        return choose_task(params, dag_run, s3_bucket("exports_s3", str(bucket)), str(key))
 
     export_orders = PostgresToS3Operator(
         task_id="export_orders",

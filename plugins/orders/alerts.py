@@ -8,19 +8,18 @@ from typing import Any
 
 from airflow.sdk.exceptions import AirflowFailException
 
-from streaming_export import published_by
+from streaming_export import Bucket, published_by
 
 log = logging.getLogger(__name__)
 
 
-def check_published(client: Any, bucket: str, keys: Sequence[str]) -> dict[str, str]:
+def check_published(bucket: Bucket, keys: Sequence[str]) -> dict[str, str]:
     """The run that has published each export.
 
-    :param client: a boto3 S3 client.
     :raises AirflowFailException: naming those that nobody has published.
     """
-    found = {key: published_by(client, bucket, key) for key in keys}
-    if missing := [f"s3://{bucket}/{key}" for key, run in found.items() if run is None]:
+    found = {key: published_by(bucket, key) for key in keys}
+    if missing := [bucket.url(key) for key, run in found.items() if run is None]:
         raise AirflowFailException(
             f"Not published: {', '.join(missing)}. What was published before is still there, and whole. The runs of the"
             " DAGs that export them say what they are doing, or what they have failed with."

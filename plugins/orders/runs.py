@@ -12,7 +12,7 @@ from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowFailException
 
 from orders.models import STATUSES
-from streaming_export import published_by
+from streaming_export import Bucket, published_by
 
 log = logging.getLogger(__name__)
 
@@ -87,23 +87,22 @@ def day_of(dag_run: Any) -> Day:
     return Day(midnight, midnight + timedelta(days=1))
 
 
-def choose_task(params: Mapping[str, Any], dag_run: Any, client: Any, bucket: str, key: str) -> str:
+def choose_task(params: Mapping[str, Any], dag_run: Any, bucket: Bucket, key: str) -> str:
     """The task that does what was asked for: "export_orders", or "export_selection" for a run by hand of its own.
 
-    :param client: a boto3 S3 client.
+    :param bucket: of the exports.
     :param key: of the nightly file; a run by hand does not replace what another run has published there.
     :raises AirflowFailException: naming the field of the form that can't be.
     """
     check_form(params, dag_run.conf or {})
-    bucket, key = str(bucket), str(key)  # a name of digits is rendered as a number
     asked = {name for name, value in DEFAULTS.items() if (params[name] or None) != (value or None)}
     if changed := sorted(asked - {"dry_run"}):
         log.info("The form asks for %s: this run exports a selection to a place of its own.", ", ".join(changed))
         return "export_selection"
     if dag_run.run_type not in ("scheduled", "backfill"):
-        by = published_by(client, bucket, key)
+        by = published_by(bucket, key)
         if by not in (None, dag_run.run_id):
-            log.info("s3://%s/%s is by run %s, and stays: this run writes to a place of its own.", bucket, key, by)
+            log.info("%s is by run %s, and stays: this run writes to a place of its own.", bucket.url(key), by)
             return "export_selection"
     return "export_orders"
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 from airflow.providers.postgres.hooks.postgres import PostgresHook
 from botocore.config import Config
 from sqlalchemy.pool import NullPool
+
+from streaming_export import Bucket
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -16,8 +19,9 @@ if TYPE_CHECKING:
 # firewall forgets a connection that is silent for minutes (PostgreSQL manual, 32.1.2 "Parameter Key Words").
 _LIBPQ_DEFAULTS = {"connect_timeout": 30, "keepalives_idle": 60, "keepalives_interval": 10, "keepalives_count": 6}
 
-# What the connection's ``config_kwargs`` override.
-_BOTO_DEFAULTS = Config(retries={"mode": "standard", "max_attempts": 5})
+# What the connection's ``config_kwargs`` override. `Bucket` tries again by itself, for a minute: without an answer for
+# so long, the store is given up within two minutes.
+_BOTO_DEFAULTS = Config(connect_timeout=10, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 1})
 
 
 def postgres_hook(conn_id: str) -> PostgresHook:
@@ -42,7 +46,10 @@ def secret(conn_id: str) -> str | None:
     return password
 
 
-def s3_client(conn_id: str | None) -> Any:
-    """A boto3 S3 client for an AWS connection, with its endpoint, role and ``config_kwargs``."""
+def s3_bucket(conn_id: str | None, name: str, extra_args: Mapping[str, Any] | None = None) -> Bucket:
+    """A bucket for an AWS connection, with its endpoint, role and ``config_kwargs``.
+
+    :param extra_args: further arguments of the S3 requests, see `Bucket`.
+    """
     hook = S3Hook(aws_conn_id=conn_id)
-    return hook.get_client_type(hook.region_name, _BOTO_DEFAULTS.merge(hook.config))
+    return Bucket(hook.get_client_type(hook.region_name, _BOTO_DEFAULTS.merge(hook.config)), name, extra_args)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowFailException
 
-from postgres_to_s3.connections import postgres_engine, s3_client
-from streaming_export import ColumnsChanged, ManifestError, ingest
+from postgres_to_s3.connections import postgres_engine, s3_bucket
+from streaming_export import ManifestError
+from streaming_ingest import ColumnsChanged, ingest
 
 if TYPE_CHECKING:
     from airflow.sdk.execution_time.comms import AssetEventDagRunReferenceResult
@@ -50,20 +51,22 @@ def load_manifests(
 
     Windows that an export of all rows has taken away from the table, by coming late, are loaded again after it.
 
-    :returns: what `streaming_export.IngestResult` holds, of each.
-    :raises streaming_export.IngestError: see `streaming_export.ingest`.
+    :returns: what `streaming_ingest.IngestResult` holds, of each.
+    :raises streaming_export.ExportError: see `streaming_ingest.ingest`.
     :raises AirflowFailException: for a manifest or columns that no retry makes better: later events wait meanwhile.
     """
-    engine, client = postgres_engine(postgres_conn_id), s3_client(aws_conn_id)
-    where = {"bucket": bucket, "schema": schema, "table": table}
+    engine, store = postgres_engine(postgres_conn_id), s3_bucket(aws_conn_id, bucket)
+    where = {"engine": engine, "bucket": store, "schema": schema, "table": table}
     try:
         results, waiting, again = [], deque(urls), set[str]()
         while waiting:
-            result = ingest(waiting.popleft(), engine=engine, client=client, add_columns=add_columns, **where)
+            result = ingest(waiting.popleft(), add_columns=add_columns, **where)
             results.append(result)
             # Each once: its URL may lead to another manifest by now.
             waiting.extend(url for url in result.load_again if url not in again)
             again.update(result.load_again)
     except (ManifestError, ColumnsChanged) as exc:
+        if exc.transient:
+            raise
         raise AirflowFailException(str(exc)) from exc
     return [dataclasses.asdict(result) for result in results]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -14,21 +14,19 @@ from airflow.sdk.observability import stats
 from sqlalchemy import text
 from sqlalchemy.dialects import postgresql
 
-from postgres_to_s3.connections import postgres_engine, postgres_hook, s3_client, secret
+from postgres_to_s3.connections import postgres_engine, postgres_hook, s3_bucket, secret
 from postgres_to_s3.links import S3ObjectLink
-from postgres_to_s3.parameters import Parameters
 from postgres_to_s3.retries import RetryByCause
 from streaming_export import (
-    Cancellation,
+    Bucket,
+    Export,
     ExportError,
     ExportResult,
     InvalidArgument,
     Options,
     Preview,
     check_key,
-    export,
-    move_pointer,
-    preview,
+    move_latest,
 )
 
 if TYPE_CHECKING:
@@ -56,14 +54,15 @@ class PostgresToS3Operator(BaseOperator):
     :param postgres_conn_id: the Postgres connection; its libpq options (``sslmode``, ``options``, …) and IAM
         login are used. (templated)
     :param aws_conn_id: the AWS connection; its endpoint, role and ``config_kwargs`` are used. (templated)
-    :param method: ``copy``, or ``rows`` where COPY is not to be had; the bytes are the same.
+    :param method: ``copy``, or ``rows`` where COPY is not available; the bytes are the same.
     :param yield_per: rows of a batch; by default 50,000 for ``copy`` and 5,000 for ``rows``. (templated, in a DAG
         with ``render_template_as_native_obj``)
-    :param readers: Postgres connections that read batches at the same time.
+    :param readers: Postgres connections that read at the same time, each a range of the key. With 1, the query is read
+        as one ordered stream, and no value of a row stands in any statement.
     :param on_empty: for a query without rows: ``header`` writes just the header, ``skip`` writes nothing and
         marks the task skipped, ``fail`` fails it.
-    :param verify_rows: have the database count the rows in the same snapshot, and compare; turn it off for
-        queries that are too expensive to run twice.
+    :param verify_rows: have the database count the rows of a stream in the same snapshot, and compare; turn it off for
+        queries that are too expensive to run twice. Rows that are read in ranges are counted anyway.
     :param columns: names of the only columns in the file, in its order: what the query has beside them is never
         exported, whatever is added to its tables.
     :param mask: by column, what stands in the file in place of its values: ``hash``, ``redact`` or ``drop``.
@@ -153,61 +152,43 @@ class PostgresToS3Operator(BaseOperator):
         self.wait_for_transactions = wait_for_transactions
         self.preview = preview
         self.mask_conn_id = mask_conn_id
-        self.options = {
-            "method": method,
-            "readers": readers,
-            "on_empty": on_empty,
-            "verify_rows": verify_rows,
-            "columns": columns,
-            "mask": mask or {},
-            "spreadsheet_safe": spreadsheet_safe,
-            "max_file_rows": max_file_rows,
-            "max_file_bytes": max_file_bytes,
-            "extra_args": extra_args or {},
-        }
+        self.extra_args = extra_args
+        self.options = Options(
+            method=method,
+            readers=readers,
+            on_empty=on_empty,
+            verify_rows=verify_rows,
+            columns=columns,
+            mask=mask or {},
+            spreadsheet_safe=spreadsheet_safe,
+            max_file_rows=max_file_rows,
+            max_file_bytes=max_file_bytes,
+        )
         known = {name: value for name, value in self._templated().items() if not _is_template(value)}
-        Options(**self.options, **known)  # refuses what no run could use
-        if "hash" in self.options["mask"].values() and not mask_conn_id:
+        dataclasses.replace(self.options, **known)  # refuses what no run could use
+        if "hash" in self.options.mask.values() and not mask_conn_id:
             raise InvalidArgument("mask_conn_id", mask_conn_id, "a connection whose password is the key of the hash")
-        self._cancellation: Cancellation | None = None
+        self._running: Export | None = None
         self._result: ExportResult | None = None
-
-    def _do_render_template_fields(self, parent: Any, *args: Any, **kwargs: Any) -> None:
-        """Render, and keep the values of parameters out of what Airflow shows, stores and tells of the fields.
-
-        Airflow renders mapped tasks by this method, too. When it fails, listeners are shown what was rendered so far.
-        """
-        rendered: object = None
-        try:
-            super()._do_render_template_fields(parent, *args, **kwargs)
-        finally:
-            if parent is self:
-                rendered = self.parameters
-                self.parameters = Parameters(rendered if isinstance(rendered, Mapping) else {})
-        if not isinstance(rendered, Mapping | None):
-            raise InvalidArgument("parameters", type(rendered).__name__, "a value for each name")
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the export.
 
         :returns: what `streaming_export.ExportResult` holds, but of the files their number, and a link to the object.
-        :raises streaming_export.ExportError: see `streaming_export.export`.
+        :raises streaming_export.ExportError: see `streaming_export.Export.run`.
         """
-        self._cancellation = Cancellation()
-        if not isinstance(self.preview, bool):
-            raise InvalidArgument("preview", self.preview, "true or false; is render_template_as_native_obj set?")
-        if self.latest_key:
-            check_key("latest_key", str(self.latest_key))
+        self._check_rendered()
         ti = context["ti"]
         tags = {"dag_id": ti.dag_id, "task_id": ti.task_id}
-        client = s3_client(self.aws_conn_id)
         try:
+            bucket = s3_bucket(self.aws_conn_id, str(self.s3_bucket), self.extra_args)  # digits render as a number
+            export = self._running = self._export(bucket, ti)
             if self.preview:
-                self._show(self._call(preview, ti, client))
+                self._show(export.preview())
                 raise AirflowSkipException("This was a preview: nothing was written.")
-            result = self._export(ti, client)
+            result = export.run()
             self._count(result, tags)
-            self._move_latest(client, result)
+            self._move_latest(bucket, result)
         except ExportError as exc:
             stats.incr(f"postgres_to_s3.failures.{type(exc).__name__}", tags=tags)
             raise
@@ -219,7 +200,7 @@ class PostgresToS3Operator(BaseOperator):
         self._tell_consumers(context, result)
         # The manifest names the files: there can be more than an XCom should hold.
         summary = dataclasses.asdict(result) | {"files": len(result.files)}
-        return {**summary, "link": _link(client.meta.endpoint_url, result)}
+        return {**summary, "link": _link(bucket.client.meta.endpoint_url, result)}
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage | None:
         """What was read and written, for Airflow's OpenLineage provider, where that is installed."""
@@ -230,36 +211,32 @@ class PostgresToS3Operator(BaseOperator):
         return lineage(postgres_hook(self.postgres_conn_id), self._sql(), self._result)
 
     def on_kill(self) -> None:
-        """Cancel the query on the server and abort the upload; returns within 3 seconds."""
-        if self._cancellation:
-            self._cancellation.cancel()
+        """Cancel the query on the server, and have the export abort its upload; returns within 3 seconds."""
+        if self._running:
+            self._running.cancel()
 
-    def _export(self, ti: Any, client: Any) -> ExportResult:
-        result: ExportResult = self._call(
-            export,
-            ti,
-            client,
-            run={"dag": ti.dag_id, "task": ti.task_id, "run": ti.run_id, "try": ti.try_number},
-        )
-        return result
+    def _check_rendered(self) -> None:
+        """Refuse what templates were rendered to."""
+        if not isinstance(self.preview, bool):
+            raise InvalidArgument("preview", self.preview, "true or false; is render_template_as_native_obj set?")
+        if not isinstance(self.parameters, Mapping | None):
+            raise InvalidArgument("parameters", type(self.parameters).__name__, "a value for each name")
+        if self.latest_key:
+            check_key("latest_key", str(self.latest_key))
 
-    def _call(self, function: Callable[..., Any], ti: Any, client: Any, **arguments: Any) -> Any:
-        """Call `export` or `preview` with what both take."""
-        return function(
+    def _export(self, bucket: Bucket, ti: Any) -> Export:
+        return Export(
             self.query,
+            self.parameters,
             engine=postgres_engine(self.postgres_conn_id),
-            client=client,
-            bucket=str(self.s3_bucket),  # a template of digits is rendered as a number
+            bucket=bucket,
             key=str(self.s3_key),
-            parameters=self.parameters,
             unique_key=self.unique_key,
-            mask_key=secret(self.mask_conn_id) if self.mask_conn_id else None,
             window=(self.window[0], self.window[1]) if self.window else None,
+            mask_key=secret(self.mask_conn_id) if self.mask_conn_id else None,
+            run={"dag": ti.dag_id, "task": ti.task_id, "run": ti.run_id, "try": ti.try_number},
             application_name=f"airflow {ti.dag_id}.{ti.task_id} {ti.run_id}",
-            cancellation=self._cancellation,
-            **arguments,
-            **self.options,
-            **self._templated(),
+            options=dataclasses.replace(self.options, **self._templated()),
         )
 
     def _templated(self) -> dict[str, Any]:
@@ -291,17 +268,13 @@ class PostgresToS3Operator(BaseOperator):
         for url, replaced in found.targets.items():
             self.log.info("Would write %s, which %s.", url, f"replaces {replaced}" if replaced else "is not there yet")
 
-    def _move_latest(self, client: Any, result: ExportResult) -> None:
+    def _move_latest(self, bucket: Bucket, result: ExportResult) -> None:
         if not self.latest_key or result.key is None:
             return
+        key, url = str(self.latest_key), str(result.manifest_url)
         taken_at = datetime.fromisoformat(result.snapshot_taken_at)
-        about = {"rows": result.rows, "bytes": result.bytes}
-        extra_args = self.options["extra_args"]
-        url = str(result.manifest_url)
-        moved = move_pointer(client, result.bucket, str(self.latest_key), url, taken_at, about, extra_args)
-        self.log.info(
-            "s3://%s/%s %s", result.bucket, self.latest_key, f"names {url}." if moved else "names a later snapshot."
-        )
+        moved = move_latest(bucket, key, url, taken_at, {"rows": result.rows, "bytes": result.bytes})
+        self.log.info("%s %s", bucket.url(key), f"names {url}." if moved else "names a later snapshot.")
 
     def _tell_consumers(self, context: Context, result: ExportResult) -> None:
         """Put what was published into the events of the assets that the task updates."""
@@ -321,9 +294,8 @@ def _is_template(value: object) -> bool:
 
 
 def _link(endpoint: str, result: ExportResult) -> str:
-    """A page on the object: in the AWS console, or at the store's own address."""
+    """The page on the object in the AWS console; empty for other stores, whose objects no browser may open."""
     host = urllib.parse.urlsplit(endpoint).hostname or ""
-    key = urllib.parse.quote(result.key or "")
-    if host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
-        return f"https://console.aws.amazon.com/s3/object/{result.bucket}?prefix={key}"
-    return f"{endpoint}/{result.bucket}/{key}"
+    if not host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
+        return ""
+    return f"https://console.aws.amazon.com/s3/object/{result.bucket}?prefix={urllib.parse.quote(result.key or '')}"

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import RetryDecision, RetryPolicy
 from airflow.sdk.exceptions import AirflowNotFoundException
 
-from streaming_export import retry_helps
+from streaming_export import ExportError
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
 class RetryByCause(RetryPolicy):
-    """Retries what may pass by itself, and fails at once what somebody has to mend first.
+    """Retries what may pass by itself, and fails at once what somebody has to fix first.
 
     How often and after how long is up to the task: ``retries``, ``retry_delay``, ``retry_exponential_backoff``.
     """
@@ -23,12 +23,15 @@ class RetryByCause(RetryPolicy):
         self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
     ) -> RetryDecision:
         """Decide by the exception; what is not ours is left to Airflow."""
-        helps = False if isinstance(exception, AirflowNotFoundException) else retry_helps(exception)
-        if helps is None:
+        if isinstance(exception, AirflowNotFoundException):
+            transient: bool | None = False
+        else:
+            transient = exception.transient if isinstance(exception, ExportError) else None
+        if transient is None:
             return RetryDecision.default()
-        if helps:
+        if transient:
             return RetryDecision.retry(reason="This may pass by itself.")
-        return RetryDecision.fail(reason="The same would happen again: somebody has to mend it first.")
+        return RetryDecision.fail(reason="The same would happen again: fix the cause first.")
 
     def serialize(self) -> dict[str, Any]:
         """Nothing: it has no settings."""

@@ -78,7 +78,7 @@ class Stop:
         with self._changed:
             holds = self._changed.wait_for(lambda: self.reason is not None or condition(), timeout)
             self.check()
-            return holds
+            return bool(holds)
 
     def sleep(self, seconds: float) -> None:
         """Wait for so many seconds.

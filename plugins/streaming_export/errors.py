@@ -16,7 +16,7 @@ ExportError                    base of everything that this project raises on pu
     ├── ForeignBucket          it is in another bucket than the one that is allowed, or names an object of another
     └── ObjectChanged          an object is no longer the one that the manifest describes
 
-An error says what failed and what to do. What is published meanwhile, only the export knows: it says so in one place, by
+An error says what failed and what to do. Only the export knows what is visible by then: it says so in one place, by
 `ExportError.during`. No message holds a value of a row, the value of a parameter or a credential.
 """
 

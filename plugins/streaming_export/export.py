@@ -180,7 +180,7 @@ class Export:
                 waited = self._wait()
                 with self._reading() as csv:
                     log.info("Exporting from %s to %s.", csv.snapshot.server(), self._bucket.url(self._key))
-                    before = manifest.current(self._bucket, manifest.manifest_key(self._key))
+                    before = manifest.current(self._bucket, manifest.manifest_key(self._key), stop=self._stop)
                     files = uploads.enter_context(self._writer(csv, export_id))
                     written = self._transfer(csv, files)
             with self._failures(files):
@@ -241,8 +241,8 @@ class Export:
         """Errors that only follow from another one, as that of a cancelled query, are not told."""
         self._stop.set(exc)
         reason = self._stop.reason or exc
-        consequence = isinstance(exc, Stopped) or (isinstance(reason, ExportCancelled) and isinstance(exc, DatabaseError))
-        return reason if consequence else exc
+        follows = isinstance(exc, Stopped) or (isinstance(reason, ExportCancelled) and isinstance(exc, DatabaseError))
+        return reason if follows else exc
 
     def _wait(self) -> Wait | None:
         seconds = self._options.wait_for_transactions
@@ -301,7 +301,9 @@ class Export:
         self, document: Mapping[str, Any], before: str | None, export_id: str, exported: Sequence[ExportedFile]
     ) -> None:
         key = manifest.manifest_key(self._key)
-        manifest.publish(self._bucket, key, document, before=before, export_id=export_id, files=exported, stop=self._stop)
+        manifest.publish(
+            self._bucket, key, document, before=before, export_id=export_id, files=exported, stop=self._stop
+        )
 
     def _result(self, csv: CsvStream, files: Sequence[ExportedFile], seconds: float) -> ExportResult:
         only = files[0] if len(files) == 1 else None

@@ -11,8 +11,8 @@ import sqlalchemy as sa
 
 from streaming_export.postgres.query import Query
 
-#: When a query gives the same rows each time it is run on one snapshot: "always"; "in one transaction", since it asks for
-#: the time of its transaction; or "never", since it asks for the time of its statement, or for random numbers.
+#: When a query gives the same rows each time it is run on one snapshot: "always"; "in one transaction", since it asks
+#: for the time of its transaction; or "never", since it asks for the time of its statement, or for random numbers.
 Repeats = Literal["always", "in one transaction", "never"]
 
 _STRING = re.compile(r"'(?:[^']|'')*'")
@@ -85,7 +85,9 @@ def _repeats(connection: sa.Connection, query: Query, plan_text: str) -> Repeats
     if '"Sample Scan"' in text:
         return "never"
     names = {quoted.replace('""', '"') or name for quoted, name in _CALL.findall(text)}
-    volatile, of_transaction = connection.execute(_FUNCTIONS, {"names": sorted(names)}).one() if names else (False, False)
+    volatile, of_transaction = (
+        connection.execute(_FUNCTIONS, {"names": sorted(names)}).one() if names else (False, False)
+    )
     if volatile:
         return "never"
     if of_transaction or _TRANSACTION_TIME.search(text) or _TIME_STRING.search(query.sql):

@@ -29,9 +29,9 @@ class _Piece:
 class ReadAhead(Generic[Task]):
     """A queue of tasks, and of the bytes that they give.
 
-    One thread calls `add` for each task, and at last `end`; readers call `work`, each in a thread of its own; the consumer
-    iterates. A reader that is ahead waits while all together hold their bound, but for the one whose bytes the consumer
-    waits for.
+    One thread calls `add` for each task, and at last `end`. Readers call `work`, each in a thread of its own. The
+    consumer iterates. Readers that are ahead wait while all of them together hold their bound; the one whose bytes the
+    consumer waits for does not.
 
     :param stop: ends all of them.
     :param readers: number of readers.

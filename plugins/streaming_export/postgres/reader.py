@@ -35,9 +35,9 @@ _STOP_SECONDS = 5.0  # how long a stopped reader may take to end before it is le
 class Reader:
     """An iterable of (bytes, rows that end in them), in the file's order; a context manager.
 
-    With `readers`, and a key that an index orders, the snapshot's owner walks along the key and finds the ranges of
-    `yield_per` rows, which the readers COPY; so it counts the rows. Otherwise one reader reads one stream, and the owner
-    counts by count(*). A query that asks for the time is counted by its reader, in the same transaction, and a
+    With several readers, and a key that an index orders, the snapshot's owner walks along the key and finds the ranges
+    of `yield_per` rows that the readers COPY; so it counts the rows. Otherwise one reader reads one stream, and the
+    owner counts by count(*). A query that asks for the time is counted by its reader, in the same transaction, and a
     volatile one by nobody.
 
     :param plan: of the snapshot's query.
@@ -65,9 +65,7 @@ class Reader:
         self._read_ahead = ReadAhead[KeyRange](stop, readers if self._ranges else 1)
         jobs = [("feeder", self._feed)]
         jobs += [(f"reader-{n}", self._job(method)) for n in range(readers if self._ranges else 1)]
-        self._threads = [
-            threading.Thread(target=self._run, args=(job,), name=name, daemon=True) for name, job in jobs
-        ]
+        self._threads = [threading.Thread(target=self._run, args=(job,), name=name, daemon=True) for name, job in jobs]
         self._running = len(self._threads)
         _log_repeats(plan, count)
 
@@ -134,7 +132,7 @@ class Reader:
             self._counted = _count(self._snapshot.owner, self._query)
 
     def _job(self, method: Method) -> Callable[[], None]:
-        with translated("connecting"):
+        with translated("beginning to read"):
             connection = self._snapshot.connect()
         read = self._copy(connection) if method == "copy" else self._rows(connection)
 
@@ -251,6 +249,6 @@ def _log_repeats(plan: Plan, count: bool) -> None:
         log.info("The query asks for the time, or calls a function that may: it is read by one connection.")
     elif plan.repeats == "never":
         log.warning(
-            "The query calls a volatile function, and may give other rows each time: it is read once, by one connection%s.",
+            "The query calls a volatile function, and may give other rows each time: one connection reads it once%s.",
             ", and can't be counted" if count else "",
         )

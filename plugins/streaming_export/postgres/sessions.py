@@ -17,6 +17,7 @@ from sqlalchemy.pool import NullPool
 
 from streaming_export.errors import DatabaseError
 from streaming_export.postgres.columns import TEXT_SETTINGS
+from streaming_export.postgres.errors import translated
 from streaming_export.postgres.query import Query
 
 # The snapshot's owner idles in its transaction while the others read. A query whose text ends the transaction begins
@@ -59,7 +60,8 @@ class Sessions:
         :param lock_timeout: seconds that a statement may wait for a lock.
         :raises DatabaseError: if the secrets have not arrived.
         """
-        connection = self._engine.connect()
+        with translated("connecting to the database"):
+            connection = self._engine.connect()
         self._connections.append(connection)
         driver_connection(connection).set_client_encoding("UTF8")
         connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -72,8 +74,8 @@ class Sessions:
         if list(found[: len(arrived)]) != list(self._secrets.values()):
             raise DatabaseError(
                 "The key of the mask 'hash' has not reached the database's session.",
-                "A connection pooler has dropped it, or the engine makes its connections by a function of its own: the key"
-                " travels in libpq's `options`. Connect to the server itself.",
+                "It travels in libpq's `options`, which a connection pooler may drop, and an engine that makes its"
+                " connections by a function of its own. Connect to the server itself, and export again.",
             )
         self._pids.append(pid)
         return connection

@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 #: Seconds that an export waits for a lock on what it reads: as long as a reload of a large table may take.
 LOCK_SECONDS = 300.0
 
-# Seconds for a lock that is asked for while another connection of the same export holds one: whoever is in between waits
-# for the export, which would wait for him. Postgres can't see such a deadlock.
+# Seconds for a lock that is asked for while another connection of the same export holds one: whoever is in between
+# waits for the export, which would wait for them. Postgres can't see such a deadlock.
 _SECOND_LOCK_SECONDS = 1.0
 
 _LOCK_NOT_AVAILABLE = "55P03"
@@ -77,9 +77,9 @@ class Snapshot:
     def __enter__(self) -> Snapshot:
         deadline = time.monotonic() + LOCK_SECONDS
         try:
-            with translated("connecting and describing the query"):
+            with translated("describing the query"):
                 while not self._start(max(1.0, deadline - time.monotonic()), time.monotonic() < deadline):
-                    log.info("Somebody began to change a table of the query meanwhile: waiting for him.")
+                    log.info("A table of the query is being changed: waiting for the end of that.")
         except BaseException:
             self._close()
             raise
@@ -142,7 +142,9 @@ class Snapshot:
         """Where the rows come from, for the log."""
         info = driver_connection(self.owner).info
         kind = "standby" if self.info.standby else "primary"
-        return f"database {info.dbname} on {info.host}:{info.port} ({kind}, snapshot of {self.info.taken_at.isoformat()})"
+        return (
+            f"database {info.dbname} on {info.host}:{info.port} ({kind}, snapshot of {self.info.taken_at.isoformat()})"
+        )
 
     def _close(self) -> None:
         self._sessions.end()

@@ -57,9 +57,7 @@ class Wait:
     unseen: str | None
 
 
-def wait_for_older(
-    engine: sa.Engine, end: datetime, timeout: float, application_name: str, stop: Stop
-) -> Wait:
+def wait_for_older(engine: sa.Engine, end: datetime, timeout: float, application_name: str, stop: Stop) -> Wait:
     """Return when the server's clock is past `end`, and no transaction that began before it is running.
 
     :param timeout: seconds; with 0 nothing is waited for.
@@ -87,7 +85,7 @@ def wait_for_older(
             told = _told(found, end)
             if seconds >= timeout:
                 raise TransactionsRunning(
-                    f"{told} Waited {seconds:.0f} s; what they will commit would be missing for ever, so nothing was read.",
+                    f"{told} Waited {seconds:.0f} s; what they will commit would be missing for ever.",
                     "Retry later, or wait longer. pg_stat_activity and pg_prepared_xacts show them: end those that"
                     " somebody has forgotten.",
                 )
