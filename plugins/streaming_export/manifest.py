@@ -19,15 +19,15 @@ import boto3
 import psycopg2
 
 from streaming_export.errors import ManifestError, StoreError, Superseded, VerificationError
-from streaming_export.manifest_reader import VERSION, Manifest, parse, read
+from streaming_export.manifest_reader import VERSION, File, Manifest, is_identifier, parse, read
 from streaming_export.s3.bucket import Bucket, check_key
 from streaming_export.s3.files import LONGEST_SUFFIX as _LONGEST_FILE_SUFFIX
 from streaming_export.s3.files import ExportedFile
 
 log = logging.getLogger(__name__)
 
-__all__ = ["LONGEST_SUFFIX", "Manifest", "build", "current", "loggable", "manifest_key", "move_latest"]
-__all__ += ["publish", "published_by", "read"]
+__all__ = ["LONGEST_SUFFIX", "File", "Manifest", "build", "current", "is_identifier", "loggable", "manifest_key"]
+__all__ += ["move_latest", "publish", "published_by", "read"]
 
 #: Bytes that no key of an export's objects is longer than that of the export.
 LONGEST_SUFFIX = _LONGEST_FILE_SUFFIX + len(".manifest.json")

@@ -1,0 +1,1 @@
+"""Query → CSV bytes, in order."""
