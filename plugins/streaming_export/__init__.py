@@ -1,49 +1,41 @@
-"""Streams Postgres queries into object storage and from there into Postgres, in flat memory; knows no Airflow."""
+"""Streams Postgres queries into object storage, in flat memory; knows no Airflow."""
 
-from streaming_export.cancellation import Cancellation
 from streaming_export.errors import (
-    ColumnsChanged,
+    DatabaseError,
     EmptyResult,
     ExportCancelled,
     ExportError,
     ForeignBucket,
-    IngestError,
     InvalidArgument,
-    LoadError,
     ManifestError,
     ManifestInvalid,
     ManifestMissing,
     ManifestTooNew,
     ObjectChanged,
-    QueryError,
     StoreError,
+    Superseded,
     TransactionsRunning,
-    UploadError,
     VerificationError,
-    retry_helps,
 )
-from streaming_export.export import ExportResult, Preview, export, preview
-from streaming_export.files import ExportedFile
-from streaming_export.ingest import IngestResult, ingest
-from streaming_export.keys import check_key
-from streaming_export.manifest import published_by
+from streaming_export.export import Export, ExportResult, Preview
+from streaming_export.manifest import move_latest, published_by
 from streaming_export.options import Options
-from streaming_export.pointer import move_pointer
-from streaming_export.private import impersonal
+from streaming_export.postgres.stream import CsvStream, open_csv
+from streaming_export.s3.bucket import Bucket, check_key
+from streaming_export.s3.files import ExportedFile
 
 __all__ = [
-    "Cancellation",
-    "ColumnsChanged",
+    "Bucket",
+    "CsvStream",
+    "DatabaseError",
     "EmptyResult",
+    "Export",
     "ExportCancelled",
     "ExportError",
     "ExportResult",
     "ExportedFile",
     "ForeignBucket",
-    "IngestError",
-    "IngestResult",
     "InvalidArgument",
-    "LoadError",
     "ManifestError",
     "ManifestInvalid",
     "ManifestMissing",
@@ -51,17 +43,12 @@ __all__ = [
     "ObjectChanged",
     "Options",
     "Preview",
-    "QueryError",
     "StoreError",
+    "Superseded",
     "TransactionsRunning",
-    "UploadError",
     "VerificationError",
     "check_key",
-    "export",
-    "impersonal",
-    "ingest",
-    "move_pointer",
-    "preview",
+    "move_latest",
+    "open_csv",
     "published_by",
-    "retry_helps",
 ]

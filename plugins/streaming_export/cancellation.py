@@ -57,6 +57,18 @@ class Stop:
             yield
             self._changed.notify_all()
 
+    @contextlib.contextmanager
+    def when(self, condition: Callable[[], object]) -> Iterator[None]:
+        """Wait until a condition holds, then do what `changing` does: it holds for as long as the block runs.
+
+        :raises Stopped: if the export shall end.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self.reason is not None or condition())
+            self.check()
+            yield
+            self._changed.notify_all()
+
     def wait_for(self, condition: Callable[[], object], timeout: float | None = None) -> bool:
         """Wait until a condition holds, which is asked under the lock of `changing`.
 

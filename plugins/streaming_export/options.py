@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from streaming_export.columns import Content
-from streaming_export.compression import Compression
 from streaming_export.errors import InvalidArgument
-from streaming_export.masking import Mask
+from streaming_export.postgres.columns import Projection
+from streaming_export.postgres.masks import Mask
+from streaming_export.postgres.reader import Method
+from streaming_export.s3.files import Compression
 
-Method = Literal["copy", "rows"]
 OnEmpty = Literal["header", "skip", "fail"]
 
 #: Rows of a batch by method: "rows" holds a batch in memory as Python objects, "copy" does not.
@@ -22,13 +22,15 @@ DEFAULT_YIELD_PER: dict[str, int] = {"copy": 50_000, "rows": 5_000}
 class Options:
     """How to export; the same for every run.
 
-    :param method: "copy", or "rows" where COPY is not to be had; the bytes are the same.
+    :param method: "copy", or "rows" where COPY is not available; the bytes are the same.
     :param yield_per: rows of a batch; by default 50,000 for "copy", and 5,000 for "rows", which holds a batch
         in memory.
-    :param readers: connections that read batches at the same time; used by "copy" with a unique key.
+    :param readers: connections that read at the same time, each a key range of `yield_per` rows; used by "copy" with a
+        unique key. With 1, the query is read as one ordered stream, and no value of a row stands in any statement.
     :param on_empty: for a query without rows: "header" writes just the header, "skip" writes nothing and
         leaves what was there, "fail" raises.
-    :param verify_rows: have the database count the query's rows in the same snapshot, and compare.
+    :param verify_rows: have the database count the rows of a stream in the same snapshot, and compare; rows of key
+        ranges are counted anyway.
     :param columns: names of the only columns in the file, in its order: what the query has beside them is never
         exported; None for all of its columns.
     :param mask: by column, what stands in the file in place of its values: "hash", their HMAC-SHA-256 in hex;
@@ -39,7 +41,6 @@ class Options:
     :param max_file_bytes: bytes of CSV of a file, before compression; likewise.
     :param wait_for_transactions: seconds to wait at most, before the snapshot is taken, until no transaction is
         running that began before the end of the window; None does not look.
-    :param extra_args: further arguments of the S3 requests (see `Upload`).
     :raises InvalidArgument: naming the option, its value and what is allowed.
     """
 
@@ -55,7 +56,6 @@ class Options:
     max_file_rows: int | None = None
     max_file_bytes: int | None = None
     wait_for_transactions: int | None = None
-    extra_args: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         choices: list[tuple[str, tuple[Any, ...]]] = [
@@ -64,7 +64,7 @@ class Options:
             ("compression", (None, *get_args(Compression))),
             ("verify_rows", (True, False)),
         ]
-        Content(self.columns, self.mask, None, self.spreadsheet_safe)
+        self.projection(None)
         for name, allowed in choices:
             if (value := getattr(self, name)) not in allowed:
                 raise InvalidArgument(name, value, f"one of {', '.join(map(str, allowed))}")
@@ -76,3 +76,7 @@ class Options:
             least = 0 if name == "wait_for_transactions" else 1
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
                 raise InvalidArgument(name, value, f"a whole number from {least} to {most:,}")
+
+    def projection(self, mask_key: str | None) -> Projection:
+        """Which columns are in the file, and what stands in place of their values."""
+        return Projection(self.columns, self.mask, mask_key, self.spreadsheet_safe)

@@ -1,1 +1,1 @@
-"""Query → CSV bytes, in order."""
+"""Query → CSV bytes, in order, from one snapshot. Knows nothing of S3."""

@@ -1,18 +1,131 @@
-"""SQLSTATE → error. A stub, until the Postgres half is there."""
+"""Errors of the driver and the server → errors that may be logged: SQLSTATE, whether they pass, what to do."""
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg2
+import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from streaming_export.errors import DatabaseError
 
+# Failures that may pass by themselves, by SQLSTATE or its class (PostgreSQL manual, appendix A): connection,
+# resources, deadlock and conflict with recovery, lock, cancelled statement, shutdown, I/O.
+TRANSIENT = ("08", "53", "40", "55P03", "57014", "57P01", "57P02", "57P03", "57P05", "58")
+
+# What to do about an error that the server's own message does not explain, by SQLSTATE. A standby cancels a query
+# with 40001, and ends a session with 57P01, when it has to remove what is read (PostgreSQL manual, 26.4.2
+# "Handling Query Conflicts"); a transaction that only reads meets 40001 nowhere else.
+_CONFLICT = (
+    "a standby that must remove what is being read: retry, and if it comes again, set max_standby_streaming_delay to"
+    " more than an export takes or hot_standby_feedback to on, or read from the primary"
+)
+_CORRECT = "Correct the query, or restore what it names, and export again"
+REMEDIES = {
+    "40001": f"This is {_CONFLICT}",
+    "57P01": f"The server is stopping, an administrator ended the session, or it is {_CONFLICT}",
+    "57014": (
+        "statement_timeout of the server or the role, or an administrator, ended it: raise the time-out. Its clock runs"
+        " on while the export waits for a slow store"
+    ),
+    "53100": "The server's disk is full, of a sort perhaps: an index on unique_key spares it",
+    "53400": "A sort needs more disk than temp_file_limit allows: raise it, or spare it by an index on unique_key",
+    "53300": "Retry when others have ended theirs, or raise max_connections, or the role's limit",
+    "55P03": (
+        "Somebody holds a lock on what is read, such as a reload or an ALTER, or waits for one (pg_locks and"
+        " pg_blocking_pids() show who): retry when it is released"
+    ),
+    "42501": "Grant the role of the connection what it lacks",
+    "42P01": _CORRECT,
+    "42703": _CORRECT,
+}
+_TRANSIENT_REMEDY = "It may pass by itself: retry"
+
+# What psycopg2 says when a connection ends in the middle of COPY.
+_LOST_IN_COPY = "no message from the libpq"
+_LOST = "the connection was lost in the middle of COPY"
+_LOST_REMEDY = (
+    "Retry. Somebody between here and the server ended it, or the connection's tcp_user_timeout, which also runs while"
+    " the export waits for a slow store: raise it"
+)
+
+# Classes of SQLSTATE whose messages quote values of rows or parameters, as in: invalid input syntax for type
+# integer: "jane@example.com" (PostgreSQL manual, appendix A: data exception, integrity violation, PL/pgSQL).
+_TELLING_CLASSES = ("22", "23", "P0")
+
+
+@contextlib.contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Raise `DatabaseError` in place of what the driver and SQLAlchemy raise.
+
+    :param doing: what is being done, as in "running the query".
+    """
+    try:
+        yield
+    except (DBAPIError, psycopg2.Error) as exc:
+        # Not `from exc`: its text holds SQL, and may hold values of rows.
+        raise database_error(doing, exc) from None
+    except sa.exc.TimeoutError as exc:
+        raise DatabaseError(
+            f"The engine's pool gave no connection while {doing}: {exc.args[0] if exc.args else exc}.",
+            "Retry when others have returned theirs, or give the export an engine of its own.",
+            transient=True,
+        ) from None
+
 
 def database_error(doing: str, exc: BaseException) -> DatabaseError:
-    """Translate a driver's error into one that may be logged.
+    """An error of the driver as one that may be logged.
 
-    :param doing: what was being done, as in "loading s3://…".
+    Errors without a SQLSTATE come from the network: libpq gives none for a connection that fails or is lost. It gives
+    none for a login that is refused either, and words that in the server's language; so that counts as transient.
+
+    :param doing: what was being done, as in "running the query".
+    """
+    message, sqlstate = _loggable_message(exc)
+    transient = sqlstate is None or sqlstate.startswith(TRANSIENT)
+    remedy = REMEDIES.get(sqlstate or "", _TRANSIENT_REMEDY if transient else "Correct the query, and export again")
+    if sqlstate is None and _LOST_IN_COPY in message:
+        message, remedy = _LOST, _LOST_REMEDY
+    return DatabaseError(
+        f"Postgres failed while {doing}: {message.rstrip('.')}.", f"{remedy}.", sqlstate=sqlstate, transient=transient
+    )
+
+
+def sqlstate_of(exc: BaseException) -> str | None:
+    """The SQLSTATE of an error of the driver or of SQLAlchemy; None if the server sent none."""
+    cause = exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
+    state: str | None = getattr(getattr(cause, "diag", None), "sqlstate", None)
+    return state
+
+
+def _loggable_message(exc: BaseException) -> tuple[str, str | None]:
+    """What an error may be logged as, and its SQLSTATE.
+
+    Only the server's primary message and SQLSTATE are kept: DETAIL, CONTEXT and the line of SQL that
+    libpq appends can hold row values and bind values.
     """
     cause = exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
-    sqlstate = getattr(getattr(cause, "diag", None), "sqlstate", None)
-    transient = sqlstate is None or sqlstate.startswith(("08", "53", "40", "55P03", "57014", "57P0", "58"))
-    return DatabaseError(f"Postgres failed while {doing}: {type(cause).__name__}.", "", sqlstate=sqlstate, transient=transient)
+    diag = getattr(cause, "diag", None)
+    message = getattr(diag, "message_primary", None)
+    sqlstate = getattr(diag, "sqlstate", None)
+    if not message:
+        # Not from the server, but from the driver or the network; libpq's first line says it.
+        message = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    elif sqlstate and sqlstate.startswith(_TELLING_CLASSES):
+        message = f"{type(cause).__name__} (the message is left out, since it may quote a value)"
+    elif not _points_at_a_name(exc, diag):
+        message = re.sub('".*"', '"…"', message, flags=re.DOTALL)
+    return f"{message} (SQLSTATE {sqlstate})" if sqlstate else message, sqlstate
+
+
+def _points_at_a_name(exc: BaseException, diag: Any) -> bool:
+    """Whether the error is about a word of the query's text other than a literal: a filled-in parameter is one."""
+    statement = exc.statement if isinstance(exc, DBAPIError) else None
+    position = getattr(diag, "statement_position", None)
+    if not statement or not position:
+        return False
+    return not re.match(r"[eE]?'|[-+.\d]", statement[int(position) - 1 :])

@@ -10,13 +10,15 @@ import hashlib
 from typing import Literal
 
 from streaming_export.errors import InvalidArgument
-from streaming_export.private import private
 
 #: "hash" writes the HMAC-SHA-256 of the value's text in hex, "redact" writes ***, both leave NULL as it is; "drop"
 #: leaves the column out.
 Mask = Literal["hash", "redact", "drop"]
 
 REDACTED = "***"
+
+#: Settings of a session that hold the key of "hash", padded for the inner and the outer SHA-256.
+KEY_SETTINGS = ("streaming_export.mask_inner", "streaming_export.mask_outer")
 
 #: Bytes that a key has at least (RFC 2104, section 3, advises as many as the hash has, and these for shorter ones).
 MIN_KEY_BYTES = 16
@@ -40,13 +42,20 @@ def masked(value: str, mask: Mask) -> str:
     """SQL of what stands in the place of a value that is not dropped."""
     if mask == "redact":
         return f"CASE WHEN {value} IS DISTINCT FROM NULL THEN '{REDACTED}' END"
-    inner, outer = private("mask_inner", "bytea"), private("mask_outer", "bytea")
+    inner, outer = (_pad(name) for name in KEY_SETTINGS)
     text = f"pg_catalog.convert_to({as_text(value)}, 'UTF8')"
     return f"pg_catalog.encode(pg_catalog.sha256({outer} || pg_catalog.sha256({inner} || {text})), 'hex')"
 
 
-def private_key(key: str | None) -> dict[str, str]:
-    """The private values that "hash" needs: the key as HMAC pads it (RFC 2104, section 2).
+def _pad(setting: str) -> str:
+    """SQL of one half of the key; in a subquery, so that the server decodes it once a statement, not once a row."""
+    return f"(SELECT pg_catalog.decode(pg_catalog.current_setting('{setting}'), 'hex'))"
+
+
+def key_settings(key: str | None) -> dict[str, str]:
+    """The settings that a session needs for "hash": the key as HMAC pads it (RFC 2104, section 2), in hex.
+
+    They go to the session when it is opened, and so stand in no statement and no log.
 
     :raises InvalidArgument: if there is no key, or it is short.
     """
@@ -57,8 +66,8 @@ def private_key(key: str | None) -> dict[str, str]:
     if len(encoded) > _BLOCK_BYTES:
         encoded = hashlib.sha256(encoded).digest()
     padded = encoded.ljust(_BLOCK_BYTES, b"\0")
-    pads = {"mask_inner": 0x36, "mask_outer": 0x5C}
-    return {name: "\\x" + bytes(byte ^ pad for byte in padded).hex() for name, pad in pads.items()}
+    pads = zip(KEY_SETTINGS, (0x36, 0x5C), strict=True)
+    return {name: bytes(byte ^ pad for byte in padded).hex() for name, pad in pads}
 
 
 def holds_text(type_name: str, category: str) -> bool:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
+from streaming_export.cancellation import Stop
 from streaming_export.errors import TransactionsRunning
+from streaming_export.postgres.errors import translated
 
 log = logging.getLogger(__name__)
 
@@ -57,14 +58,15 @@ class Wait:
 
 
 def wait_for_older(
-    engine: sa.Engine, end: datetime, timeout: float, application_name: str, check: Callable[[], None]
+    engine: sa.Engine, end: datetime, timeout: float, application_name: str, stop: Stop
 ) -> Wait:
     """Return when the server's clock is past `end`, and no transaction that began before it is running.
 
     :param timeout: seconds; with 0 nothing is waited for.
     :param application_name: what ``pg_stat_activity`` shows.
-    :param check: called twice a second; what it raises ends the wait.
+    :param stop: ends the wait when it is set.
     :raises TransactionsRunning: if some are still running after `timeout`.
+    :raises DatabaseError: if Postgres fails.
     """
     started = time.monotonic()
     reported = None
@@ -72,7 +74,8 @@ def wait_for_older(
     # session had an older one any more is not.
     settled: datetime | str = "infinity"
     # Within one transaction the answer would stay the same.
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    autocommit = {"isolation_level": "AUTOCOMMIT"}
+    with translated("looking for transactions"), engine.connect().execution_options(**autocommit) as connection:
         connection.execute(sa.select(sa.func.set_config("application_name", application_name, False)))
         while True:
             found = connection.execute(_RUNNING, {"end": end, "settled": settled}).one()
@@ -84,15 +87,14 @@ def wait_for_older(
             told = _told(found, end)
             if seconds >= timeout:
                 raise TransactionsRunning(
-                    f"{told} Waited {seconds:.0f} s; what they will commit would be missing for ever, so nothing was"
-                    " read or published. Retry later, or wait longer. pg_stat_activity and pg_prepared_xacts show them:"
-                    " end those that somebody has forgotten."
+                    f"{told} Waited {seconds:.0f} s; what they will commit would be missing for ever, so nothing was read.",
+                    "Retry later, or wait longer. pg_stat_activity and pg_prepared_xacts show them: end those that"
+                    " somebody has forgotten.",
                 )
             if reported is None or time.monotonic() - reported > _LOG_SECONDS:
                 reported = time.monotonic()
                 log.info("%s Waiting, %.0f s at most.", told, timeout - seconds)
-            check()
-            time.sleep(_PAUSE_SECONDS)
+            stop.sleep(_PAUSE_SECONDS)
 
 
 def _told(found: sa.Row[Any], end: datetime) -> str:

@@ -1,0 +1,135 @@
+"""Runs tasks in threads, and hands their bytes on in the order of the tasks; bounded by bytes."""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, Generic, TypeVar
+
+from streaming_export.cancellation import Stop
+
+Task = TypeVar("Task")
+
+#: Bytes that readers may be ahead of the consumer, for each of them: a batch of 50,000 rows of 80 bytes.
+AHEAD_BYTES = 4 * 1024 * 1024
+
+# Bytes that are handed over at once: COPY delivers each row by itself, and a wide row is handed over in pieces.
+_CHUNK_BYTES = 256 * 1024
+
+
+class _Piece:
+    """What one task has given so far; everything here changes under the lock of the `Stop`."""
+
+    def __init__(self) -> None:
+        self.chunks: deque[bytes] = deque()
+        self.rows: int | None = None  # of the task, once it has ended
+
+
+class ReadAhead(Generic[Task]):
+    """A queue of tasks, and of the bytes that they give.
+
+    One thread calls `add` for each task, and at last `end`; readers call `work`, each in a thread of its own; the consumer
+    iterates. A reader that is ahead waits while all together hold their bound, but for the one whose bytes the consumer
+    waits for.
+
+    :param stop: ends all of them.
+    :param readers: number of readers.
+    """
+
+    def __init__(self, stop: Stop, readers: int) -> None:
+        self._stop = stop
+        self._limit = readers * AHEAD_BYTES
+        self._held = 0
+        self._tasks: deque[tuple[Task, _Piece]] = deque()
+        self._pieces: deque[_Piece] = deque()
+        self._ended = False
+
+    def add(self, task: Task) -> None:
+        """Add a task; its bytes come after those of the tasks before."""
+        self._stop.check()
+        with self._stop.changing():
+            piece = _Piece()
+            self._tasks.append((task, piece))
+            self._pieces.append(piece)
+
+    def end(self) -> None:
+        """There are no more tasks."""
+        with self._stop.changing():
+            self._ended = True
+
+    def work(self, read: Callable[[Task, BinaryIO], int]) -> None:
+        """Read one task after the other, until there are no more.
+
+        :param read: writes the bytes of a task, and returns its rows.
+        :raises Stopped: if the stop is set.
+        """
+        raw = _Handover(self)
+        writer = io.BufferedWriter(raw, _CHUNK_BYTES)
+        try:
+            while (taken := self._take()) is not None:
+                task, raw.piece = taken
+                rows = read(task, writer)
+                writer.flush()
+                with self._stop.changing():
+                    raw.piece.rows = rows
+        finally:
+            # What is left of a task that failed must not be flushed when the writer is collected.
+            raw.close()
+
+    def __iter__(self) -> Iterator[tuple[bytes, int]]:
+        """Bytes, with the number of rows of the task that they end, 0 inside of a task.
+
+        :raises Stopped: if the stop is set.
+        """
+        while (piece := self._next()) is not None:
+            while (chunk := self._chunk(piece)) is not None:
+                yield chunk, 0
+                del chunk
+            assert piece.rows is not None
+            yield b"", piece.rows
+            with self._stop.changing():
+                self._pieces.popleft()
+
+    def put(self, piece: _Piece, chunk: bytes) -> None:
+        """Add bytes to a piece, once there is room, or nothing of it waits that the consumer waits for."""
+
+        def room() -> bool:
+            return self._held + len(chunk) <= self._limit or (piece is self._pieces[0] and not piece.chunks)
+
+        with self._stop.when(room):
+            piece.chunks.append(chunk)
+            self._held += len(chunk)
+
+    def _take(self) -> tuple[Task, _Piece] | None:
+        with self._stop.when(lambda: self._tasks or self._ended):
+            return self._tasks.popleft() if self._tasks else None
+
+    def _next(self) -> _Piece | None:
+        with self._stop.when(lambda: self._pieces or self._ended):
+            return self._pieces[0] if self._pieces else None
+
+    def _chunk(self, piece: _Piece) -> bytes | None:
+        with self._stop.when(lambda: piece.chunks or piece.rows is not None):
+            if not piece.chunks:
+                return None
+            chunk = piece.chunks.popleft()
+            self._held -= len(chunk)
+            return chunk
+
+
+class _Handover(io.RawIOBase):
+    """Where a reader's buffer is emptied to."""
+
+    def __init__(self, read_ahead: ReadAhead[Any]) -> None:
+        self._read_ahead = read_ahead
+        self.piece = _Piece()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        for start in range(0, len(view), _CHUNK_BYTES):
+            self._read_ahead.put(self.piece, bytes(view[start : start + _CHUNK_BYTES]))
+        return len(view)

@@ -1,0 +1,256 @@
+"""Reads a query on a snapshot: by COPY in key ranges, by COPY in one stream, or row by row."""
+
+from __future__ import annotations
+
+import io
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import BinaryIO, Literal, cast
+
+import sqlalchemy as sa
+
+from streaming_export.cancellation import Stop, Stopped
+from streaming_export.errors import VerificationError
+from streaming_export.postgres.errors import database_error, translated
+from streaming_export.postgres.plan import Plan, cost_of_range
+from streaming_export.postgres.query import Query, csv_field
+from streaming_export.postgres.read_ahead import ReadAhead
+from streaming_export.postgres.sessions import driver_connection, fetch_as_text
+from streaming_export.postgres.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+Method = Literal["copy", "rows"]
+
+#: Keys (after, upto], as text; None for no bound.
+KeyRange = tuple[str | None, str | None]
+_EVERYTHING: KeyRange = (None, None)
+
+_STOP_SECONDS = 5.0  # how long a stopped reader may take to end before it is left behind
+
+
+class Reader:
+    """An iterable of (bytes, rows that end in them), in the file's order; a context manager.
+
+    With `readers`, and a key that an index orders, the snapshot's owner walks along the key and finds the ranges of
+    `yield_per` rows, which the readers COPY; so it counts the rows. Otherwise one reader reads one stream, and the owner
+    counts by count(*). A query that asks for the time is counted by its reader, in the same transaction, and a
+    volatile one by nobody.
+
+    :param plan: of the snapshot's query.
+    :param method: "copy" or "rows".
+    :param yield_per: rows of a key range, or of a batch.
+    :param readers: connections that read at the same time, where the query is read in key ranges.
+    :param count: whether to have the database count the rows of a stream; those of key ranges always are.
+    :param stop: ends the reading.
+    """
+
+    def __init__(
+        self, snapshot: Snapshot, plan: Plan, *, method: Method, yield_per: int, readers: int, count: bool, stop: Stop
+    ) -> None:
+        self._snapshot = snapshot
+        self._query = snapshot.query
+        self._yield_per = yield_per
+        self._stop = stop
+        self._ranges = self._can_be_ranges(plan, method, readers)
+        counts = count and not self._ranges
+        self._owner_counts = counts and plan.repeats == "always"
+        self._reader_counts = counts and plan.repeats == "in one transaction"
+        #: Whether the rows are compared with the database's own count.
+        self.verified = self._ranges or self._owner_counts or self._reader_counts
+        self._counted: int | None = None
+        self._read_ahead = ReadAhead[KeyRange](stop, readers if self._ranges else 1)
+        jobs = [("feeder", self._feed)]
+        jobs += [(f"reader-{n}", self._job(method)) for n in range(readers if self._ranges else 1)]
+        self._threads = [
+            threading.Thread(target=self._run, args=(job,), name=name, daemon=True) for name, job in jobs
+        ]
+        self._running = len(self._threads)
+        _log_repeats(plan, count)
+
+    def __enter__(self) -> Reader:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __iter__(self) -> Iterator[tuple[bytes, int]]:
+        """Raises `VerificationError` at the end if rows are missing, or too many.
+
+        :raises Stopped: if the stop is set; a reader that fails sets it.
+        """
+        rows = 0
+        for data, ended in self._read_ahead:
+            rows += ended
+            yield data, ended
+        self._stop.wait_for(lambda: not self._running)
+        if self.verified and rows != self._counted:
+            raise VerificationError(
+                f"{rows} rows were read, but the database counts {self._counted} in the same snapshot.",
+                f"unique_key={self._query.unique_key!r} must be unique and never NULL, and the query must give the same"
+                " rows each time it runs (no LIMIT without ORDER BY). Correct it, and export again.",
+            )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if exc is None and not self._running:
+            return
+        self._stop.set(exc or Stopped())
+        deadline = time.monotonic() + _STOP_SECONDS
+        # A cancel that comes between two statements stops neither: repeat it until they have ended.
+        while any(thread.is_alive() for thread in self._threads) and time.monotonic() < deadline:
+            self._snapshot.cancel()
+            time.sleep(0.05)
+
+    def _run(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Stopped:
+            pass
+        except BaseException as exc:  # whatever it is, the consumer's thread raises it
+            database = isinstance(exc, sa.exc.DBAPIError) or hasattr(exc, "pgcode")
+            self._stop.set(database_error("running the query", exc) if database else exc)
+        finally:
+            with self._stop.changing():
+                self._running -= 1
+
+    def _feed(self) -> None:
+        """Find the key ranges, or count: what the snapshot's owner does while others read."""
+        if self._ranges:
+            self._counted, after = 0, None
+            for rows, upto in walk(self._snapshot.owner, self._query, self._yield_per):
+                self._counted += rows
+                if upto is not None:
+                    self._read_ahead.add((after, upto))
+                    after = upto
+            self._read_ahead.add((after, None))
+        else:
+            self._read_ahead.add(_EVERYTHING)
+        self._read_ahead.end()
+        if self._owner_counts:
+            self._counted = _count(self._snapshot.owner, self._query)
+
+    def _job(self, method: Method) -> Callable[[], None]:
+        with translated("connecting"):
+            connection = self._snapshot.connect()
+        read = self._copy(connection) if method == "copy" else self._rows(connection)
+
+        def job() -> None:
+            self._read_ahead.work(read)
+            if self._reader_counts:
+                self._counted = _count(connection, self._query)
+
+        return job
+
+    def _copy(self, connection: sa.Connection) -> Callable[[KeyRange, BinaryIO], int]:
+        cursor = driver_connection(connection).cursor()
+
+        def literal(text: str) -> str:
+            return str(cursor.mogrify("%s", (text,)).decode())
+
+        def read(key_range: KeyRange, writer: BinaryIO) -> int:
+            cursor.copy_expert(self._query.copy(self._query.key_range(*key_range, literal)), writer)
+            return int(cursor.rowcount)
+
+        return read
+
+    def _rows(self, connection: sa.Connection) -> Callable[[KeyRange, BinaryIO], int]:
+        def read(key_range: KeyRange, writer: BinaryIO) -> int:
+            rows = 0
+            for data, ended in read_rows(connection, self._query, self._yield_per):
+                writer.write(data)
+                rows += ended
+            return rows
+
+        return read
+
+    def _can_be_ranges(self, plan: Plan, method: Method, readers: int) -> bool:
+        """Whether key ranges are right, and cost less than one stream, as the planner sees it.
+
+        Without an index on the key, or with a query that has to be run in whole for each of its parts, every
+        range would cost as much as the whole.
+        """
+        if self._query.key is None or method != "copy" or readers == 1 or plan.repeats != "always":
+            return False
+        with translated("planning the query"):
+            cost = cost_of_range(self._snapshot.owner, self._query, self._yield_per)
+        if plan.rows / self._yield_per * cost <= 2 * plan.cost:
+            return True
+        log.info(
+            "Reading batches along unique_key=%r would cost more than one stream (no index gives its order, or"
+            " yield_per is small): reading one ordered stream with one reader instead.",
+            self._query.unique_key,
+        )
+        return False
+
+
+def walk(connection: sa.Connection, query: Query, yield_per: int) -> Iterator[tuple[int, str | None]]:
+    """Walk along the key once, `yield_per` rows at a time: the rows passed, and the key of the last one, as text.
+
+    The key is None for rows without one, and after the last row.
+
+    :param connection: used by nobody else meanwhile.
+    """
+    fetch_as_text(connection, query)
+    cursor = driver_connection(connection).cursor()
+    # The planner prepares a cursor for being left early, so the first range does not wait for a sort where an
+    # index gives the order (PostgreSQL manual, 19.7.4, cursor_tuple_fraction).
+    cursor.execute(f"DECLARE batch_keys NO SCROLL CURSOR FOR {query.keys()}")
+    while True:
+        rows = 0
+        if yield_per > 1:  # MOVE 0 stays where it is, and counts that row again
+            cursor.execute(f"MOVE {yield_per - 1} FROM batch_keys")
+            rows = cursor.rowcount
+        cursor.execute("FETCH FROM batch_keys")
+        row = cursor.fetchone()
+        yield (rows, None) if row is None else (rows + 1, row[0])
+        if row is None:
+            return
+
+
+def read_rows(connection: sa.Connection, query: Query, yield_per: int) -> Iterator[tuple[bytes, int]]:
+    """Read a query row by row with SQLAlchemy and a server-side cursor, as CSV.
+
+    At most `yield_per` rows are in memory; for wide rows, lower it.
+
+    :param connection: used by nobody else meanwhile.
+    :returns: the CSV of each batch of `yield_per` rows (the last one shorter), and its number of rows.
+    """
+    fetch_as_text(connection, query)
+    options = {"stream_results": True, "yield_per": yield_per, "no_parameters": True}
+    result = connection.execution_options(**options).exec_driver_sql(query.select())
+    buffer = io.BytesIO()
+    with result:
+        for batch in result.partitions(yield_per):
+            buffer.seek(0)
+            buffer.truncate()
+            buffer.writelines(csv_line(row).encode() for row in batch)
+            yield buffer.getvalue(), len(batch)
+
+
+def csv_line(row: Sequence[str | None]) -> str:
+    """A row of texts as COPY would write it."""
+    # Most rows need no quotes: two searches of the whole line tell, instead of one of each field.
+    if None not in row and "" not in row:
+        line = ",".join(cast(Sequence[str], row))
+        if line.count(",") == len(row) - 1 and '"' not in line and line.isprintable() and line != "\\.":
+            return line + "\n"
+    alone = len(row) == 1
+    return ",".join([csv_field(field, alone) for field in row]) + "\n"
+
+
+def _count(connection: sa.Connection, query: Query) -> int:
+    return int(connection.execution_options(no_parameters=True).exec_driver_sql(query.count()).scalar_one())
+
+
+def _log_repeats(plan: Plan, count: bool) -> None:
+    if plan.repeats == "in one transaction":
+        log.info("The query asks for the time, or calls a function that may: it is read by one connection.")
+    elif plan.repeats == "never":
+        log.warning(
+            "The query calls a volatile function, and may give other rows each time: it is read once, by one connection%s.",
+            ", and can't be counted" if count else "",
+        )

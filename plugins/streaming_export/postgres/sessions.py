@@ -1,0 +1,171 @@
+"""Opens, cancels and cuts the database connections of one export."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
+from streaming_export.errors import DatabaseError
+from streaming_export.postgres.columns import TEXT_SETTINGS
+from streaming_export.postgres.query import Query
+
+# The snapshot's owner idles in its transaction while the others read. A query whose text ends the transaction begins
+# none that could modify.
+_SAFETY_SETTINGS = {"idle_in_transaction_session_timeout": "0", "default_transaction_read_only": "on"}
+
+_CANCEL_SECONDS = 1.0
+_CANCEL_PATIENCE = 2.0
+_CLOSE_SECONDS = 3.0
+
+
+class Sessions:
+    """Read-only connections of one export, of their own: none comes from a pool, or goes back to one.
+
+    :param engine: an engine of the psycopg2 dialect; its connect arguments and events are used, not its pool.
+    :param application_name: what ``pg_stat_activity`` shows; Postgres keeps 63 bytes of it.
+    :param secrets: settings that each session has from its start, through libpq's ``options``: what is given so stands
+        in no statement and no log. Values need no escaping.
+    """
+
+    def __init__(self, engine: sa.Engine, application_name: str, secrets: Mapping[str, str]) -> None:
+        self._pool = engine.pool
+        self._secrets = secrets
+        self._settings = {**TEXT_SETTINGS, **_SAFETY_SETTINGS, "application_name": application_name}
+        self._users_engine = engine
+        if secrets:
+            sa.event.listen(engine, "do_connect", self._add_secrets)
+        self._engine = sa.Engine(
+            NullPool(self._connect, dialect=engine.dialect), engine.dialect, engine.url, hide_parameters=True
+        )
+        self._ours = threading.local()
+        self._connections: list[sa.Connection] = []
+        self._pids: list[int] = []
+        self._cancelled_at: float | None = None
+
+    def open(self, snapshot: str | None, lock_timeout: float) -> sa.Connection:
+        """A connection in a read-only transaction; to be used by one thread.
+
+        :param snapshot: id of an exported snapshot; None for one of its own, taken by its first statement.
+        :param lock_timeout: seconds that a statement may wait for a lock.
+        :raises DatabaseError: if the secrets have not arrived.
+        """
+        connection = self._engine.connect()
+        self._connections.append(connection)
+        driver_connection(connection).set_client_encoding("UTF8")
+        connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        if snapshot is not None:
+            join(connection, snapshot)
+        settings = {**self._settings, "lock_timeout": f"{lock_timeout * 1000:.0f}ms"}
+        calls = [sa.func.set_config(name, value, False) for name, value in settings.items()]
+        arrived = [sa.func.current_setting(name, True) for name in self._secrets]
+        pid, *found = connection.execute(sa.select(sa.func.pg_backend_pid(), *arrived, *calls)).one()
+        if list(found[: len(arrived)]) != list(self._secrets.values()):
+            raise DatabaseError(
+                "The key of the mask 'hash' has not reached the database's session.",
+                "A connection pooler has dropped it, or the engine makes its connections by a function of its own: the key"
+                " travels in libpq's `options`. Connect to the server itself.",
+            )
+        self._pids.append(pid)
+        return connection
+
+    def cancel(self) -> None:
+        """Have the server cancel whatever the connections are running; safe from any thread.
+
+        A connection that runs nothing, or is closed already, is left as it is. Returns after a second at
+        most. If it is called again after two seconds, the server is out of reach: the connections are cut.
+        """
+        self._cancelled_at = self._cancelled_at or time.monotonic()
+        if time.monotonic() - self._cancelled_at > _CANCEL_PATIENCE:
+            self._cut()
+            return
+        # A connection of its own, since psycopg2's cancel() holds up all threads until the server answers.
+        _within(_CANCEL_SECONDS, [self._cancel_backends])
+
+    def end(self) -> None:
+        """End all connections; there are no more."""
+        self.close()
+        if self._secrets:
+            sa.event.remove(self._users_engine, "do_connect", self._add_secrets)
+
+    def close(self) -> None:
+        """End all connections, within three seconds."""
+        connections, self._connections = self._connections, []
+        self._pids.clear()
+        _within(_CLOSE_SECONDS, [connection.invalidate for connection in connections])
+        _within(_CLOSE_SECONDS, [connection.close for connection in connections])
+
+    def _connect(self) -> Any:
+        """A new connection of the driver, made as the engine makes them."""
+        self._ours.connecting = True
+        try:
+            made = self._pool.recreate().connect()
+        finally:
+            self._ours.connecting = False
+        connection = made.driver_connection
+        made.detach()
+        return connection
+
+    def _add_secrets(
+        self, dialect: sa.Dialect, record: object, arguments: list[Any], parameters: dict[str, Any]
+    ) -> None:
+        if getattr(self._ours, "connecting", False):  # not for other users of the engine
+            options = [parameters.get("options"), *(f"-c {name}={value}" for name, value in self._secrets.items())]
+            parameters["options"] = " ".join(filter(None, options))
+
+    def _cut(self) -> None:
+        # Not closed: libpq must not lose a connection that a thread is waiting in. Cut, it returns at once.
+        for connection in list(self._connections):
+            with (
+                contextlib.suppress(sa.exc.SQLAlchemyError, psycopg2.Error, OSError, AttributeError),
+                socket.socket(fileno=os.dup(driver_connection(connection).fileno())) as wire,
+            ):
+                wire.shutdown(socket.SHUT_RDWR)
+
+    def _cancel_backends(self) -> None:
+        ours = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = ANY(%s) AND usename = current_user"
+        with contextlib.closing(self._connect()) as connection:
+            connection.cursor().execute(ours, (self._pids,))
+
+
+def join(connection: sa.Connection, snapshot: str) -> None:
+    """Have a new transaction of a connection see an exported snapshot."""
+    connection.exec_driver_sql(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
+
+
+def driver_connection(connection: sa.Connection) -> Any:
+    """The psycopg2 connection beneath one of SQLAlchemy's."""
+    return connection.connection.driver_connection
+
+
+def fetch_as_text(connection: sa.Connection, query: Query) -> None:
+    """Have the driver hand over the server's own text of the query's types, instead of Python values."""
+    key = {query.key.oid} if query.key else set()
+    oids = tuple(key | {column.oid for column in query.columns})
+    as_text = psycopg2.extensions.new_type(oids, "SERVER_TEXT", psycopg2.extensions.UNICODE)
+    psycopg2.extensions.register_type(as_text, driver_connection(connection))
+
+
+def _within(seconds: float, actions: list[Callable[[], None]]) -> None:
+    """Do things in threads: one that waits for the network must not hold up the rest."""
+
+    def run(action: Callable[[], None]) -> None:
+        # A connection that broke has nothing left to cancel or close.
+        with contextlib.suppress(sa.exc.SQLAlchemyError, psycopg2.Error):
+            action()
+
+    threads = [threading.Thread(target=run, args=(action,), daemon=True) for action in actions]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))

@@ -1,0 +1,148 @@
+"""One consistent view of what a query reads, shared by read-only connections."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+
+import sqlalchemy as sa
+
+from streaming_export.postgres.errors import sqlstate_of, translated
+from streaming_export.postgres.query import Query
+from streaming_export.postgres.sessions import Sessions, driver_connection, join
+
+log = logging.getLogger(__name__)
+
+#: Seconds that an export waits for a lock on what it reads: as long as a reload of a large table may take.
+LOCK_SECONDS = 300.0
+
+# Seconds for a lock that is asked for while another connection of the same export holds one: whoever is in between waits
+# for the export, which would wait for him. Postgres can't see such a deadlock.
+_SECOND_LOCK_SECONDS = 1.0
+
+_LOCK_NOT_AVAILABLE = "55P03"
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """What the rows of a snapshot are the rows of.
+
+    :param taken_at: when it was taken, by the server's clock.
+    :param wal_position: where the write-ahead log was; on a standby, how far it was replayed. None where the
+        server does not tell.
+    :param standby: whether the server was a standby.
+    :param server_version: of Postgres.
+    """
+
+    taken_at: datetime
+    wal_position: str | None
+    standby: bool
+    server_version: str
+
+
+class Snapshot:
+    """A query, and read-only connections that all see its tables as they were when the snapshot was entered.
+
+    What the query reads is locked before the snapshot is taken: TRUNCATE, and an ALTER that rewrites a table, are not
+    MVCC-safe, so that a snapshot which is older than such a change would see an empty table (PostgreSQL manual, 13.6
+    "Caveats"). So one connection describes the query, which locks all that it reads (LOCK TABLE would not do for the
+    tables of views), and keeps its locks until the owner has taken the snapshot, and has locks of its own.
+
+    The owner exports the snapshot and keeps it alive, the others import it (PostgreSQL manual, 9.28.5 "Snapshot
+    Synchronization Functions"). On exit, all are closed.
+
+    :param engine: an engine of the psycopg2 dialect.
+    :param describe: describes the query on a connection.
+    :param application_name: what ``pg_stat_activity`` shows; Postgres keeps 63 bytes of it.
+    :param secrets: settings of each session that no statement may show (see `Sessions`).
+    """
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        describe: Callable[[sa.Connection], Query],
+        application_name: str,
+        secrets: Mapping[str, str],
+    ) -> None:
+        self._describe_query = describe
+        self._sessions = Sessions(engine, application_name, secrets)
+        self._spare: list[sa.Connection] = []
+        #: Has the server cancel what the connections run; safe from any thread.
+        self.cancel = self._sessions.cancel
+
+    def __enter__(self) -> Snapshot:
+        deadline = time.monotonic() + LOCK_SECONDS
+        try:
+            with translated("connecting and describing the query"):
+                while not self._start(max(1.0, deadline - time.monotonic()), time.monotonic() < deadline):
+                    log.info("Somebody began to change a table of the query meanwhile: waiting for him.")
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def connect(self) -> sa.Connection:
+        """A further connection that sees the same rows, and has locked what the query reads; for one thread."""
+        if self._spare:
+            return self._spare.pop()
+        connection = self._sessions.open(self._id, _SECOND_LOCK_SECONDS)
+        self._lock(connection)
+        return connection
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _start(self, lock_seconds: float, again: bool) -> bool:
+        """Lock, take the snapshot, and lock with the connections that use it.
+
+        :param again: whether to return False, with everything released, if somebody got in between.
+        """
+        first = self._sessions.open(None, lock_seconds)
+        self.query = self._describe_query(first)
+        try:
+            self.owner = self._sessions.open(None, _SECOND_LOCK_SECONDS)
+            self._id: str = self.owner.exec_driver_sql("SELECT pg_export_snapshot()").scalar_one()
+            self._lock(self.owner)
+            first.commit()  # a rollback would take back its settings
+            join(first, self._id)
+            first.exec_driver_sql(f"SET lock_timeout = '{_SECOND_LOCK_SECONDS:.0f}s'")
+            self._lock(first)
+        except sa.exc.DBAPIError as exc:
+            if sqlstate_of(exc) != _LOCK_NOT_AVAILABLE or not again:
+                raise
+            self._sessions.close()
+            return False
+        self._spare.append(first)
+        self.info = self._describe_snapshot()
+        return True
+
+    def _lock(self, connection: sa.Connection) -> None:
+        connection.execution_options(no_parameters=True).exec_driver_sql(self.query.nothing()).close()
+
+    def _describe_snapshot(self) -> SnapshotInfo:
+        taken_at, standby, version = self.owner.exec_driver_sql(
+            "SELECT now(), pg_is_in_recovery(), current_setting('server_version')"
+        ).one()
+        position = "pg_last_wal_replay_lsn" if standby else "pg_current_wal_lsn"
+        try:
+            with self.owner.begin_nested():
+                wal = self.owner.exec_driver_sql(f"SELECT {position}()::text").scalar_one()
+        except sa.exc.DBAPIError:
+            # Some hosted servers do not have the function, or do not let everybody call it.
+            wal = None
+        return SnapshotInfo(taken_at, wal, standby, version)
+
+    def server(self) -> str:
+        """Where the rows come from, for the log."""
+        info = driver_connection(self.owner).info
+        kind = "standby" if self.info.standby else "primary"
+        return f"database {info.dbname} on {info.host}:{info.port} ({kind}, snapshot of {self.info.taken_at.isoformat()})"
+
+    def _close(self) -> None:
+        self._sessions.end()

@@ -1,0 +1,135 @@
+"""The reading half of an export: a query's CSV as bytes, from one snapshot, verified at the end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+import sqlalchemy as sa
+
+from streaming_export.cancellation import Stop, Stopped, cancelled
+from streaming_export.options import DEFAULT_YIELD_PER, Options
+from streaming_export.postgres.errors import translated
+from streaming_export.postgres.plan import Plan, plan
+from streaming_export.postgres.query import Query, Source, describe
+from streaming_export.postgres.reader import Reader
+from streaming_export.postgres.snapshot import Snapshot
+
+
+class CsvStream:
+    """The CSV of a query; a context manager, iterated once. Made by `open_csv`.
+
+    On entry, what the query reads is locked, described and seen in one snapshot; nothing is read yet. On exit, the
+    queries are cancelled that still run, and all connections are closed.
+    """
+
+    def __init__(self, snapshot: Snapshot, options: Options, stop: Stop) -> None:
+        self.snapshot = snapshot
+        self._options = options
+        self._stop = stop
+        self._open = contextlib.ExitStack()
+        #: Rows read so far.
+        self.rows = 0
+        #: Whether the rows are compared with the database's own count; known once the reading has begun.
+        self.verified = False
+
+    def __enter__(self) -> CsvStream:
+        with self._open:
+            self._open.enter_context(self.snapshot)
+            with translated("planning the query"):
+                #: What the planner estimates.
+                self.plan: Plan = plan(self.snapshot.owner, self.snapshot.query)
+            self._open = self._open.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, exc, trace)
+
+    @property
+    def query(self) -> Query:
+        """What is read."""
+        return self.snapshot.query
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The header row, and then the rows, in chunks.
+
+        :raises DatabaseError: if Postgres fails.
+        :raises VerificationError: at the end, if the database counts other rows.
+        :raises ExportCancelled: after `cancel`.
+        """
+        try:
+            yield self.query.header
+            for data, _ in self.batches():
+                if data:
+                    yield data
+        except Stopped:
+            raise (self._stop.reason or cancelled()) from None
+
+    def batches(self) -> Iterator[tuple[bytes, int]]:
+        """Bytes without the header, with the number of rows of the batch that they end, 0 inside of a batch.
+
+        :raises Stopped: if the stop is set; a reader that fails sets it.
+        """
+        options = self._options
+        reader = Reader(
+            self.snapshot,
+            self.plan,
+            method=options.method,
+            yield_per=options.yield_per or DEFAULT_YIELD_PER[options.method],
+            readers=options.readers,
+            count=options.verify_rows,
+            stop=self._stop,
+        )
+        self.verified = reader.verified
+        for data, rows in self._open.enter_context(reader):
+            self.rows += rows
+            yield data, rows
+
+    def cancel(self) -> None:
+        """End the reading, from any thread: have the server cancel its queries."""
+        self._stop.set(cancelled())
+        self.snapshot.cancel()
+
+
+def open_csv(
+    query: Source,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    engine: sa.Engine,
+    unique_key: str | None = None,
+    options: Options | None = None,
+    mask_key: str | None = None,
+    application_name: str = "streaming_export",
+    stop: Stop | None = None,
+) -> CsvStream:
+    """A query's CSV as bytes, from one snapshot, in flat memory.
+
+    ``with open_csv("SELECT * FROM orders", engine=engine, unique_key="id") as csv: for chunk in csv: …`` raises at the
+    end if a row is missing. Connections are opened when the block is entered.
+
+    :param query: SQLAlchemy ``Select``, or the text of a SELECT with ``:name`` parameters.
+    :param parameters: a value for each parameter.
+    :param engine: of the psycopg2 dialect (``postgresql+psycopg2://``); its pool is not used.
+    :param unique_key: name of a column that is unique and not null: it orders the rows, and the query is read in ranges
+        along it. Without it the query is read as one stream in its own order.
+    :param options: those of `Options` that concern reading are used.
+    :param mask_key: secret of the mask "hash", of at least 16 bytes.
+    :param application_name: what ``pg_stat_activity`` shows.
+    :param stop: ends the reading when it is set.
+    :raises InvalidArgument: if an argument is not allowed, also when the block is entered.
+    :raises DatabaseError: when the block is entered, if Postgres refuses the query, or somebody holds a lock on what it
+        reads for more than `LOCK_SECONDS`.
+    """
+    options, stop = options or Options(), stop or Stop()
+    projection = options.projection(mask_key)
+    snapshot = Snapshot(
+        engine,
+        lambda connection: describe(connection, query, parameters, unique_key, projection),
+        application_name,
+        projection.settings(),
+    )
+    return CsvStream(snapshot, options, stop)
