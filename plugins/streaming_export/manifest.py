@@ -18,6 +18,7 @@ from typing import Any
 import boto3
 import psycopg2
 
+from streaming_export.cancellation import Stop
 from streaming_export.errors import ManifestError, StoreError, Superseded, VerificationError
 from streaming_export.manifest_reader import VERSION, File, Manifest, is_identifier, parse, read
 from streaming_export.s3.bucket import Bucket, check_key
@@ -160,19 +161,21 @@ def published_by(bucket: Bucket, key: str) -> str | None:
     return str(parse(found[0], bucket.name, bucket.url(manifest_key(key))).run.get("run") or "")
 
 
-def current(bucket: Bucket, key: str) -> str | None:
-    """The ETag of the manifest of the export that is at `key`; None if there is none.
+def current(bucket: Bucket, key: str, *, stop: Stop | None = None) -> str | None:
+    """The ETag of the manifest at `key`, without quotes; None if there is none.
 
     To be read before the uploads of a new export are opened. The log says if what is there is no manifest.
 
+    :param key: of the manifest.
+    :param stop: of the export.
     :raises StoreError: if the store failed.
+    :raises Stopped: if the export shall end.
     """
-    place = manifest_key(key)
-    found = bucket.read(place)
+    found = bucket.within(stop or Stop()).read(key)
     if found is None:
         return None
     try:
-        parse(found[0], bucket.name, bucket.url(place))
+        parse(found[0], bucket.name, bucket.url(key))
     except ManifestError as exc:
         log.warning("%s This export replaces it.", exc.failed)
     return found[1]
@@ -186,28 +189,32 @@ def publish(
     before: str | None,
     export_id: str,
     files: Sequence[ExportedFile],
+    stop: Stop | None = None,
 ) -> None:
-    """Write the manifest of an export to `key`, whose objects are complete.
+    """Write the manifest of an export whose objects are complete.
 
     Of several exports to one key at a time, the one whose objects are visible writes its manifest over those of the
     others; each of the others fails, so that its retry makes objects and manifest belong together again.
 
+    :param key: of the manifest.
     :param before: what `current` said before the uploads were opened.
     :param export_id: what is in the objects' metadata.
+    :param stop: of the export.
     :raises Superseded: if another export has replaced an object.
     :raises StoreError: if the store failed.
+    :raises Stopped: if the export shall end.
     """
-    place, body, replaces = manifest_key(key), _encode(document), before
+    bucket, body, replaces = bucket.within(stop or Stop()), _encode(document), before
     for _ in range(_TRIES):
-        if bucket.put(place, body, replaces=replaces, export_id=export_id):
+        if bucket.put(key, body, replaces=replaces, export_id=export_id):
             break
         # Its ETag first: whoever replaces an object after the look at it writes a manifest after that, too.
-        found = bucket.head(place)
+        found = bucket.head(key)
         replaces = found.etag if found else None
         _check_objects(bucket, export_id, files)
-        log.info("Another export wrote %s, whose files this one has replaced: writing it again.", bucket.url(place))
+        log.info("Another export wrote %s, whose files this one has replaced: writing it again.", bucket.url(key))
     else:
-        raise _superseded(bucket.url(place))
+        raise _superseded(bucket.url(key))
     try:
         # Where the store ignores conditions, or an export that was late has replaced an object.
         _check_objects(bucket, export_id, files)
