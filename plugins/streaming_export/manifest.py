@@ -6,35 +6,37 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
+import re
+import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, date, datetime, time
 from typing import Any
 
 import boto3
 import psycopg2
-from botocore.exceptions import BotoCoreError, ClientError
 
-from streaming_export.errors import UploadError, VerificationError, upload_error
-from streaming_export.files import ExportedFile
-from streaming_export.keys import check_bucket, check_key
-from streaming_export.multipart import known_arguments
-from streaming_export.private import impersonal
-from streaming_export.query import Query
-from streaming_export.snapshot import SnapshotInfo
-from streaming_export.transactions import Wait
+from streaming_export.cancellation import Stop
+from streaming_export.errors import ManifestError, StoreError, Superseded, VerificationError
+from streaming_export.manifest_reader import VERSION, File, Manifest, is_identifier, parse, read
+from streaming_export.s3.bucket import Bucket, check_key
+from streaming_export.s3.files import LONGEST_SUFFIX as _LONGEST_FILE_SUFFIX
+from streaming_export.s3.files import ExportedFile
 
-VERSION = 1
+log = logging.getLogger(__name__)
 
-# Of the extra arguments, those that say how the content of the files is to be read; ours is JSON as it is.
-_OF_THE_FILES = {"ContentType", "ContentDisposition", "ContentEncoding", "ContentLanguage"}
+__all__ = ["LONGEST_SUFFIX", "File", "Manifest", "build", "current", "is_identifier", "loggable", "manifest_key"]
+__all__ += ["move_latest", "publish", "published_by", "read"]
 
-# What to do about an answer to a request that reads.
-_HINTS = {
-    "AccessDenied": " (S3 also answers this for an object that is not there, unless s3:ListBucket is allowed)",
-    "InvalidRequest": " (it may be encrypted by another key than extra_args name: remove it, or export to another key)",
-}
+#: Bytes that no key of an export's objects is longer than that of the export.
+LONGEST_SUFFIX = _LONGEST_FILE_SUFFIX + len(".manifest.json")
+
+# Each lost race means that somebody else has written; more than a few at a time are not to be expected.
+_TRIES = 20
+
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
 
 def manifest_key(key: str) -> str:
@@ -42,44 +44,47 @@ def manifest_key(key: str) -> str:
     return f"{key}.manifest.json"
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """What the manifest says of an export, but for its files.
+def build(
+    *,
+    export_id: str,
+    bucket: str,
+    files: Sequence[ExportedFile],
+    rows_verified: bool,
+    columns: Sequence[tuple[str, str]],
+    compression: str | None,
+    spreadsheet_safe: bool,
+    masked: Mapping[str, str],
+    query_sha256: str,
+    parameters: Mapping[str, Any],
+    unique_key: str | None,
+    window: tuple[str, str] | None,
+    waited: tuple[float, str | None] | None,
+    snapshot: Mapping[str, Any],
+    run: Mapping[str, str | int | None],
+    started_at: datetime,
+) -> dict[str, Any]:
+    """The manifest of an export that is complete.
 
-    :param query: the query that was read.
-    :param snapshot: the snapshot that it was read on.
+    :param export_id: what is in the metadata of its objects.
+    :param bucket: name of the bucket.
     :param rows_verified: whether the database counted the same rows.
-    :param key_bounds: text of the first and the last value of the unique key, where known.
-    :param parameters: the values of the query's parameters.
-    :param compression: of the files.
-    :param mask: by column, what stands in the place of its values.
+    :param columns: name and Postgres type of each, in order.
+    :param masked: by column, what stands in the place of its values.
     :param spreadsheet_safe: whether ' stands before what a spreadsheet would take for a formula.
+    :param query_sha256: of the query's text, without the values of its parameters.
+    :param parameters: the values of the query's parameters; only those that `loggable` allows are kept.
+    :param unique_key: name of the column that the files are ordered by, if there is one.
     :param window: begin and end of the time whose rows these are; None for all rows.
-    :param waited: how the wait for transactions that began before the window's end went; None if there was none.
+    :param waited: seconds that were waited for transactions that began before the window's end, and which of them could
+        not be seen; None if nobody looked.
+    :param snapshot: `taken_at` (a datetime), `wal_position`, `standby`, `server_version`.
     :param run: what ran the export.
     :param started_at: when the export began.
     """
-
-    query: Query
-    snapshot: SnapshotInfo
-    rows_verified: bool
-    key_bounds: tuple[str | None, str | None]
-    parameters: Mapping[str, Any]
-    compression: str | None
-    mask: Mapping[str, str]
-    spreadsheet_safe: bool
-    window: tuple[str, str] | None
-    waited: Wait | None
-    run: Mapping[str, str | int | None]
-    started_at: datetime
-
-
-def build(published: Published, bucket: str, files: Sequence[ExportedFile]) -> dict[str, Any]:
-    """The manifest of an export."""
-    query, snapshot, window = published.query, published.snapshot, published.window
     urls = [f"s3://{bucket}/{file.key}" for file in files]
     return {
         "manifest_version": VERSION,
+        "export_id": export_id,
         "entries": [
             {"url": url, "mandatory": True, "meta": {"content_length": file.bytes}}
             for url, file in zip(urls, files, strict=True)
@@ -89,11 +94,9 @@ def build(published: Published, bucket: str, files: Sequence[ExportedFile]) -> d
             for url, file in zip(urls, files, strict=True)
         ],
         "rows": sum(file.rows for file in files),
-        "rows_verified": published.rows_verified,
+        "rows_verified": rows_verified,
         "bytes": sum(file.bytes for file in files),
-        "columns": [
-            {"name": column.name, "type": column.type, "nullable": column.nullable} for column in query.columns
-        ],
+        "columns": [{"name": name, "type": type_name} for name, type_name in columns],
         "csv": {
             "encoding": "utf-8",
             "delimiter": ",",
@@ -101,24 +104,20 @@ def build(published: Published, bucket: str, files: Sequence[ExportedFile]) -> d
             "line_end": "\n",
             "header": True,
             "null": "",
-            "compression": published.compression,
-            "spreadsheet_safe": published.spreadsheet_safe,
+            "compression": compression,
+            "spreadsheet_safe": spreadsheet_safe,
         },
-        "masked": dict(published.mask),
+        "masked": dict(masked),
         "query": {
-            "sha256": query.fingerprint,
-            "parameters": {name: _impersonal(value) for name, value in published.parameters.items()},
+            "sha256": query_sha256,
+            "parameters": {name: _text(value) if loggable(value) else None for name, value in parameters.items()},
         },
-        "unique_key": _unique_key(query, published.key_bounds),
+        "unique_key": {"name": unique_key} if unique_key is not None else None,
         "window": {"from": window[0], "to": window[1]} if window else None,
-        "older_transactions": (
-            {"waited_seconds": published.waited.seconds, "unseen": published.waited.unseen}
-            if published.waited
-            else None
-        ),
-        "snapshot": {**asdict(snapshot), "taken_at": snapshot.taken_at.isoformat()},
-        "run": dict(published.run),
-        "started_at": published.started_at.isoformat(),
+        "older_transactions": {"waited_seconds": waited[0], "unseen": waited[1]} if waited else None,
+        "snapshot": {**snapshot, "taken_at": snapshot["taken_at"].isoformat()},
+        "run": dict(run),
+        "started_at": started_at.isoformat(),
         "finished_at": datetime.now(UTC).isoformat(),
         "versions": {
             "python": platform.python_version(),
@@ -128,105 +127,161 @@ def build(published: Published, bucket: str, files: Sequence[ExportedFile]) -> d
     }
 
 
-def put(
-    client: Any,
-    bucket: str,
-    key: str,
-    document: Mapping[str, Any],
-    extra_args: Mapping[str, Any],
-    etag: str | None,
-    state: str,
-) -> None:
-    """Write a JSON document, if it is still the one with `etag` that it replaces (None: there is none).
-
-    :param extra_args: further arguments of the requests by their boto3 names, as for the files.
-    :param state: for the error, what is published.
-    :raises VerificationError: if another one was written meanwhile.
-    :raises UploadError: if the store failed.
-    """
-    # What UTF-8 has not, half of a surrogate pair, gets JSON's escape.
-    body = json.dumps(document, ensure_ascii=False, indent=2).encode(errors="backslashreplace") + b"\n"
-    condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
-    arguments = {name: value for name, value in extra_args.items() if name not in _OF_THE_FILES}
-    arguments |= {"Bucket": bucket, "Key": key, "Body": body, "ContentType": "application/json"}
-    try:
-        _put(client, arguments, condition)
-    except (ClientError, BotoCoreError) as exc:
-        code = exc.response["Error"]["Code"] if isinstance(exc, ClientError) else type(exc).__name__
-        # The answer to a put that succeeded may have been lost, and the retry refused.
+def loggable(value: object) -> bool:
+    """Whether a value can't be personal and may be seen: a date, a time, a boolean, or nothing."""
+    if isinstance(value, str):
         try:
-            if get(client, bucket, key, extra_args)[0] == document:
-                return
-        except UploadError as unseen:
-            reason = f"{code}, and {unseen.code} when looking whether it was"
-            raise upload_error(f"writing s3://{bucket}/{key}", str(unseen.code), reason, state) from exc
-        if code in ("PreconditionFailed", "ConditionalRequestConflict"):
-            raise VerificationError(
-                f"s3://{bucket}/{key} was written by another export meanwhile, and stays as that left it. Files of"
-                " this one may be visible, which its readers notice. See whether two runs write to this key, and"
-                " export again."
-            ) from exc
-        raise upload_error(f"writing s3://{bucket}/{key}", code, code, state) from exc
+            datetime.fromisoformat(value)
+        except ValueError:
+            return False
+        return _DATE.match(value) is not None  # not eight digits, which may be anything
+    return value is None or isinstance(value, bool | date | datetime | time)
 
 
-def get(
-    client: Any, bucket: str, key: str, extra_args: Mapping[str, Any], state: str = "Nothing was published"
-) -> tuple[Any, str | None]:
-    """A JSON document and its ETag; (None, None) if there is none.
-
-    :param extra_args: those that it was written with.
-    :param state: for the error, what is published.
-    :raises UploadError: if the store failed.
-    """
-    try:
-        answer = client.get_object(Bucket=bucket, Key=key, **known_arguments(client, "get_object", extra_args))
-        return json.loads(answer["Body"].read()), answer["ETag"]
-    except ValueError:
-        return None, answer["ETag"]
-    except ClientError as exc:
-        code = exc.response["Error"]["Code"]
-        if exc.response["ResponseMetadata"]["HTTPStatusCode"] == 404 and code != "NoSuchBucket":
-            return None, None
-        raise upload_error(f"reading s3://{bucket}/{key}", code, f"{exc}{_HINTS.get(code, '')}", state) from exc
-    except BotoCoreError as exc:
-        raise upload_error(f"reading s3://{bucket}/{key}", type(exc).__name__, str(exc), state) from exc
-
-
-def published_by(client: Any, bucket: str, key: str) -> str | None:
-    """The run (`run` of `export`'s argument of this name) that has published an export to `key`; None if none has.
-
-    An export that is encrypted by a customer's key can't be read.
-
-    :raises InvalidArgument: if bucket or key is none.
-    :raises UploadError: if the store failed.
-    """
-    check_bucket(bucket)
-    check_key("key", key)
-    document, _ = get(client, bucket, manifest_key(key), {})
-    return str(document["run"].get("run")) if document else None
-
-
-def _put(client: Any, arguments: dict[str, Any], condition: dict[str, str]) -> None:
-    try:
-        client.put_object(**arguments, **condition)
-    except ClientError as exc:
-        # Stores that know no conditional writes say so; the last writer wins there.
-        if exc.response["Error"]["Code"] != "NotImplemented":
-            raise
-        client.put_object(**arguments)
-
-
-def _unique_key(query: Query, bounds: tuple[str | None, str | None]) -> dict[str, str | None] | None:
-    if query.key is None:
-        return None
-    first, last = bounds if query.key.impersonal else (None, None)
-    return {"name": query.key.name, "first": first, "last": last}
-
-
-def _impersonal(value: object) -> str | None:
-    """The text of a value that may be seen."""
-    if not impersonal(value) or value is None:
+def _text(value: object) -> str | None:
+    if value is None:
         return None
     if isinstance(value, bool):
         return str(value).lower()
     return value.isoformat() if isinstance(value, date | datetime | time) else str(value)
+
+
+def published_by(bucket: Bucket, key: str) -> str | None:
+    """The run (`run` of an export's argument of this name) that has published an export to `key`.
+
+    :returns: None if none has; "" if it had no name.
+    :raises InvalidArgument: if `key` can't be one.
+    :raises ManifestError: if what is at the manifest's key is no manifest.
+    :raises StoreError: if the store failed.
+    """
+    check_key("key", key)
+    found = bucket.read(manifest_key(key))
+    if found is None:
+        return None
+    return str(parse(found[0], bucket.name, bucket.url(manifest_key(key))).run.get("run") or "")
+
+
+def current(bucket: Bucket, key: str, *, stop: Stop | None = None) -> str | None:
+    """The ETag of the manifest at `key`, without quotes; None if there is none.
+
+    To be read before the uploads of a new export are opened. The log says if what is there is no manifest.
+
+    :param key: of the manifest.
+    :param stop: of the export.
+    :raises StoreError: if the store failed.
+    :raises Stopped: if the export shall end.
+    """
+    found = bucket.within(stop or Stop()).read(key)
+    if found is None:
+        return None
+    try:
+        parse(found[0], bucket.name, bucket.url(key))
+    except ManifestError as exc:
+        log.warning("%s This export replaces it.", exc.failed)
+    return found[1]
+
+
+def publish(
+    bucket: Bucket,
+    key: str,
+    document: Mapping[str, Any],
+    *,
+    before: str | None,
+    export_id: str,
+    files: Sequence[ExportedFile],
+    stop: Stop | None = None,
+) -> None:
+    """Write the manifest of an export whose objects are complete.
+
+    Of several exports to one key at a time, the one whose objects are visible writes its manifest over those of the
+    others; each of the others fails, so that its retry makes objects and manifest belong together again.
+
+    :param key: of the manifest.
+    :param before: what `current` said before the uploads were opened.
+    :param export_id: what is in the objects' metadata.
+    :param stop: of the export.
+    :raises Superseded: if another export has replaced an object.
+    :raises StoreError: if the store failed.
+    :raises Stopped: if the export shall end.
+    """
+    bucket, body, replaces = bucket.within(stop or Stop()), _encode(document), before
+    for _ in range(_TRIES):
+        if bucket.put(key, body, replaces=replaces, export_id=export_id):
+            break
+        # Its ETag first: whoever replaces an object after the look at it writes a manifest after that, too.
+        found = bucket.head(key)
+        replaces = found.etag if found else None
+        _check_objects(bucket, export_id, files)
+        log.info("Another export wrote %s, whose files this one has replaced: writing it again.", bucket.url(key))
+    else:
+        raise _superseded(bucket.url(key))
+    try:
+        # Where the store ignores conditions, or an export that was late has replaced an object.
+        _check_objects(bucket, export_id, files)
+    except StoreError as exc:
+        exc.during("The files and their manifest are visible; another export may have replaced some of them.", True)
+        raise
+
+
+def move_latest(
+    bucket: Bucket, key: str, manifest_url: str, taken_at: datetime, extra: Mapping[str, Any] | None = None
+) -> bool:
+    """Have the document at `key` name this export's manifest, unless it names one of the same or a later snapshot.
+
+    A store without conditional writes keeps the last write: the document may then go back by one export when two end
+    at the same moment.
+
+    :param manifest_url: what it shall name.
+    :param taken_at: when the export's snapshot was taken.
+    :param extra: what else it shall say, such as the number of rows.
+    :returns: whether it was moved.
+    :raises InvalidArgument: if `key` can't be one.
+    :raises VerificationError: if others kept moving it.
+    :raises StoreError: if the store failed.
+    """
+    check_key("key", key)
+    body = _encode({"manifest_url": manifest_url, "taken_at": taken_at.isoformat(), **(extra or {})})
+    try:
+        for _ in range(_TRIES):
+            found = bucket.read(key)
+            if found and (there := _taken_at(found[0])) and there >= taken_at:
+                return False
+            if bucket.put(key, body, replaces=found[1] if found else None, export_id=str(uuid.uuid4())):
+                return True
+        raise VerificationError(f"Others kept moving {bucket.url(key)}.", "Retry.", transient=True)
+    except (StoreError, VerificationError) as exc:
+        exc.during(f"{manifest_url} is published, but {bucket.url(key)} does not name it yet.", True)
+        raise
+
+
+def _check_objects(bucket: Bucket, export_id: str, files: Sequence[ExportedFile]) -> None:
+    """Make sure that the visible objects are those of this export, or their equals.
+
+    :raises Superseded: if one is not.
+    """
+    for file in files:
+        found = bucket.head(file.key)
+        if found is None or (found.export_id != export_id and (found.etag, found.size) != (file.etag, file.bytes)):
+            raise _superseded(bucket.url(file.key))
+
+
+def _superseded(url: str) -> Superseded:
+    return Superseded(
+        f"Another export replaced {url} while this one was being published; its files stay.",
+        "See whether two runs write to this key; a retry replaces them.",
+        transient=True,
+    )
+
+
+def _encode(document: Mapping[str, Any]) -> bytes:
+    # What UTF-8 has not, half of a surrogate pair, gets JSON's escape.
+    return json.dumps(document, ensure_ascii=False, indent=2).encode(errors="backslashreplace") + b"\n"
+
+
+def _taken_at(document: bytes) -> datetime | None:
+    """Of the snapshot that a document names; None for one that can't be read, and gets replaced."""
+    try:
+        moment = datetime.fromisoformat(json.loads(document)["taken_at"])
+    except (TypeError, KeyError, ValueError):
+        return None
+    return moment if moment.tzinfo else None

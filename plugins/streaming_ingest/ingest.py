@@ -12,16 +12,18 @@ from typing import Any, Literal
 import psycopg2
 import sqlalchemy as sa
 
-from streaming_export import manifest_reader
-from streaming_export.columns import TEXT_SETTINGS
-from streaming_export.errors import InvalidArgument, LoadError, load_error
-from streaming_export.keys import check_bucket
-from streaming_export.manifest_reader import Manifest, is_identifier
-from streaming_export.snapshot import driver_connection
-from streaming_export.target import HISTORY, Target
-from streaming_export.verified import VerifiedFile
+from streaming_export import manifest
+from streaming_export.errors import ExportError, InvalidArgument, ManifestInvalid, VerificationError
+from streaming_export.manifest import Manifest, is_identifier
+from streaming_export.postgres.errors import database_error
+from streaming_export.s3.bucket import Bucket
+from streaming_ingest.table import HISTORY, Table
+from streaming_ingest.verified import VerifiedFile
 
 log = logging.getLogger(__name__)
+
+# The text in the files reads back as it was written under these settings.
+_SETTINGS = {"TimeZone": "UTC", "DateStyle": "ISO, YMD", "IntervalStyle": "iso_8601"}
 
 Outcome = Literal["replaced", "upserted", "already_loaded", "outdated"]
 
@@ -57,8 +59,7 @@ def ingest(
     manifest_url: str,
     *,
     engine: sa.Engine,
-    client: Any,
-    bucket: str,
+    bucket: Bucket,
     table: str,
     schema: str,
     add_columns: bool = False,
@@ -68,39 +69,42 @@ def ingest(
     An export of all rows replaces the table's rows; one of a window is put in by its unique key. The load
     is recorded in ``load_history`` in the same transaction, so that a second call changes nothing.
     Schema, table and history are created when they are missing. Loads into the same table wait for each other.
-    An export that is encrypted by a customer's key can't be loaded.
 
     :param manifest_url: ``s3://`` URL of the manifest.
     :param engine: engine of the psycopg2 dialect, for the analytics database; PostgreSQL 15 or newer.
-    :param client: boto3 S3 client.
-    :param bucket: the only one in which the manifest and its objects may be.
+    :param bucket: the only one in which the manifest and its objects may be; for objects that are encrypted by a
+        customer's key, with that key among its extra arguments.
     :param table: name of the table.
     :param schema: the table's schema.
     :param add_columns: add columns that the export has and the table has not, instead of failing.
     :raises InvalidArgument: if an argument is not allowed.
-    :raises ManifestError: if the manifest is missing, invalid, too new, or names another bucket.
-    :raises ObjectChanged: if an object is no longer the one that the manifest describes.
+    :raises ManifestError: if the manifest is missing, invalid, too new, or names another bucket; or if an object is no
+        longer the one that it describes.
     :raises ColumnsChanged: if the columns of table and export differ.
+    :raises VerificationError: if the database got another number of rows than the manifest lists.
     :raises StoreError: if the object store failed.
-    :raises LoadError: if the database refused the rows or failed.
+    :raises DatabaseError: if the database refused the rows or failed.
     """
-    _check(engine, bucket, table, schema)
     started = time.monotonic()
-    manifest = manifest_reader.read(client, manifest_url, bucket)
-    with _translated(manifest.url), engine.begin() as connection:
-        target = _target(connection, schema, table, manifest)
-        outcome = _load(target, client, bucket, add_columns)
-        load_again = tuple(target.superseded_windows())
+    try:
+        _check(engine, table, schema)
+        read = manifest.read(bucket, manifest_url)
+        with _translated(read.url), engine.begin() as connection:
+            target = _table(connection, schema, table, read)
+            outcome = _load(target, bucket, add_columns)
+            load_again = tuple(target.superseded_windows())
+    except ExportError as exc:
+        exc.during("Nothing was loaded.")
+        raise
     seconds = round(time.monotonic() - started, 3)
-    log.info("%s of %s: %s, %s rows, %.1f s.", manifest.url, table, outcome, f"{manifest.rows:,}", seconds)
-    return IngestResult(manifest.url, f"{schema}.{table}", outcome, manifest.rows, seconds, load_again)
+    log.info("%s of %s: %s, %s rows, %.1f s.", read.url, table, outcome, f"{read.rows:,}", seconds)
+    return IngestResult(read.url, f"{schema}.{table}", outcome, read.rows, seconds, load_again)
 
 
-def _check(engine: sa.Engine, bucket: str, table: str, schema: str) -> None:
+def _check(engine: sa.Engine, table: str, schema: str) -> None:
     dialect = engine.dialect
     if (dialect.name, dialect.driver) != ("postgresql", "psycopg2"):
         raise InvalidArgument("engine", f"{dialect.name}+{dialect.driver}", "postgresql+psycopg2")
-    check_bucket(bucket)
     for name, value in (("table", table), ("schema", schema)):
         if not is_identifier(value):
             raise InvalidArgument(name, value, "a name of 1 to 63 bytes")
@@ -108,19 +112,20 @@ def _check(engine: sa.Engine, bucket: str, table: str, schema: str) -> None:
         raise InvalidArgument("table", table, "any other name; this is the table of loads")
 
 
-def _target(connection: sa.Connection, schema: str, table: str, manifest: Manifest) -> Target:
-    for name, value in TEXT_SETTINGS.items():
+def _table(connection: sa.Connection, schema: str, table: str, manifest: Manifest) -> Table:
+    for name, value in _SETTINGS.items():
         connection.execute(sa.text("SELECT set_config(:name, :value, true)"), {"name": name, "value": value})
-    return Target(driver_connection(connection).cursor(), schema, table, manifest)
+    driver_connection: Any = connection.connection.driver_connection
+    return Table(driver_connection.cursor(), schema, table, manifest)
 
 
-def _load(target: Target, client: Any, bucket: str, add_columns: bool) -> Outcome:
+def _load(target: Table, bucket: Bucket, add_columns: bool) -> Outcome:
     """Everything that happens in the one transaction."""
     manifest = target.manifest
     if manifest.window and manifest.unique_key is None:
-        raise LoadError(
-            f"{manifest.url} holds the rows of a window and has no unique key to put them in by. Nothing was loaded."
-            " Export with unique_key."
+        raise ManifestInvalid(
+            f"{manifest.url} holds the rows of a window, and names no unique key to put them in by.",
+            "Export with unique_key.",
         )
     target.lock()
     target.create_history()
@@ -132,7 +137,7 @@ def _load(target: Target, client: Any, bucket: str, add_columns: bool) -> Outcom
     # Not before: an old event must not fail for columns that were added after it.
     target.match_columns(add_columns)
     target.create_staging()
-    _stage(target, client, bucket)
+    _stage(target, bucket)
     outcome: Outcome = "upserted" if manifest.window else "replaced"
     rows = target.upsert() if manifest.window else target.replace()
     _compare(target.manifest.url, rows, manifest.rows)
@@ -142,27 +147,26 @@ def _load(target: Target, client: Any, bucket: str, add_columns: bool) -> Outcom
     return outcome
 
 
-def _stage(target: Target, client: Any, bucket: str) -> None:
+def _stage(target: Table, bucket: Bucket) -> None:
     for file in target.manifest.files:
-        content = VerifiedFile(client, bucket, file, target.manifest.compression)
+        content = VerifiedFile(bucket, file, target.manifest.compression)
         try:
             rows = target.copy(content)
         except psycopg2.Error:
             if content.error:
                 raise content.error from None
-            # What Postgres can't read may not be what was exported: that is the error to tell then.
+            # What Postgres can't read may not be what was exported: that is the error to report then.
             content.verify()
             raise
         content.verify()
-        _compare(f"s3://{bucket}/{file.key}", rows, file.rows)
-        log.info("Verified s3://%s/%s: %s rows.", bucket, file.key, f"{rows:,}")
+        _compare(bucket.url(file.key), rows, file.rows)
+        log.info("Verified %s: %s rows.", bucket.url(file.key), f"{rows:,}")
 
 
-def _compare(what: str, loaded: int, told: int) -> None:
-    if loaded != told:
-        raise LoadError(
-            f"Postgres got {loaded:,} rows of {what}, and the manifest tells of {told:,}. Nothing was loaded."
-            " Export again."
+def _compare(what: str, loaded: int, listed: int) -> None:
+    if loaded != listed:
+        raise VerificationError(
+            f"Postgres got {loaded:,} rows of {what}, and the manifest lists {listed:,}.", "Export again."
         )
 
 
@@ -172,4 +176,4 @@ def _translated(url: str) -> Iterator[None]:
         yield
     except (sa.exc.DBAPIError, psycopg2.Error) as exc:
         # Not `from exc`: its text may hold values of rows.
-        raise load_error(f"loading {url}", exc) from None
+        raise database_error(f"loading {url}", exc) from None

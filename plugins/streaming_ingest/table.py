@@ -7,8 +7,8 @@ from typing import Any
 
 from psycopg2 import sql
 
-from streaming_export.errors import ColumnsChanged
-from streaming_export.manifest_reader import Manifest
+from streaming_export.errors import ExportError
+from streaming_export.manifest import Manifest
 
 #: The table of loads, in the schema of the tables.
 HISTORY = "load_history"
@@ -34,6 +34,10 @@ _TYPES_WITHOUT_LENGTH = {"character": "bpchar", "bit": "bit varying"}
 _STAGING = sql.Identifier("pg_temp", "export_staging")
 
 
+class ColumnsChanged(ExportError):
+    """The columns of the table and of the export differ."""
+
+
 def loaded_type(exported: str) -> str:
     """The type of the column into which a column of this type, as ``format_type()`` writes it, is loaded."""
     if exported.endswith("[]"):
@@ -43,7 +47,7 @@ def loaded_type(exported: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Table:
     """The table of one manifest's rows; every method runs in the caller's transaction.
 
     :param cursor: a psycopg2 cursor.
@@ -124,7 +128,7 @@ class Target:
         removed = [name for name in found if name not in wanted]
         changed = [name for name in wanted if name in found and found[name] != wanted[name]]
         if removed or changed or (added and not add_columns):
-            raise ColumnsChanged(self._difference(added, removed, changed, found, wanted))
+            raise self._difference(added, removed, changed, found, wanted)
         for name in added:
             column = self._definition(name, wanted[name])
             self._run("ALTER TABLE {table} ADD COLUMN {column}", table=self._table, column=column)
@@ -227,7 +231,7 @@ class Target:
 
     def _difference(
         self, added: list[str], removed: list[str], changed: list[str], found: dict[str, str], wanted: dict[str, str]
-    ) -> str:
+    ) -> ColumnsChanged:
         parts = []
         if added:
             parts.append(f"new in the export: {', '.join(f'{name} ({wanted[name]})' for name in added)}")
@@ -235,9 +239,9 @@ class Target:
             parts.append(f"no longer in the export: {', '.join(removed)}")
         parts += [f"{name} is {found[name]} in the table and {wanted[name]} in the export" for name in changed]
         advice = "Load with add_columns to add the new ones" if not removed and not changed else "Alter the table"
-        return (
-            f"The columns of {self._name} and of the export {self.manifest.url} differ: {'; '.join(parts)}."
-            f" Nothing was loaded. {advice}, or drop it to have it made anew from the next load."
+        return ColumnsChanged(
+            f"The columns of {self._name} and of the export {self.manifest.url} differ: {'; '.join(parts)}.",
+            f"{advice}, or drop it: the next load makes it anew.",
         )
 
     def _insert(self, on_conflict: Any = sql.SQL("")) -> int:  # noqa: B008 - it never changes

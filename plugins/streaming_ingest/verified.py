@@ -6,11 +6,13 @@ import hashlib
 from typing import Any, cast
 
 import zstandard
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError
 from isal import igzip, isal_zlib
 
-from streaming_export.errors import IngestError, ObjectChanged, StoreError
-from streaming_export.manifest_reader import File
+from streaming_export.errors import ExportError, ObjectChanged, StoreError
+from streaming_export.manifest import File
+from streaming_export.s3.bucket import Bucket
+from streaming_export.s3.codes import GONE, REFUSED, store_error
 
 _READ_BYTES = 2**18  # few enough to stay in a processor's cache, enough to make the calls cheap
 
@@ -25,16 +27,15 @@ _DAMAGE: tuple[Any, ...] = (isal_zlib.IsalError, zstandard.ZstdError, OSError, E
 class VerifiedFile:
     """The decompressed content of an object, with ``read(size)``; remembers why it could not be read.
 
-    A `read` inside COPY can't raise through the driver: the error is kept in `error`.
+    What a `read` inside COPY raises, the driver turns into an error of its own: it is kept in `error`.
 
-    :param client: boto3 S3 client.
     :param bucket: where the object is.
-    :param file: what the manifest says of it.
+    :param file: what the manifest says about it.
     :param compression: None, "gzip" or "zstd".
     """
 
-    def __init__(self, client: Any, bucket: str, file: File, compression: str | None) -> None:
-        self._object = _Object(client, bucket, file)
+    def __init__(self, bucket: Bucket, file: File, compression: str | None) -> None:
+        self._object = _Object(bucket, file)
         self._content = _decompressed(self._object, compression)
         self.error: BaseException | None = None
 
@@ -42,7 +43,7 @@ class VerifiedFile:
         """At most `size` bytes; none at the end."""
         try:
             return cast(bytes, self._content.read(size))
-        except IngestError as exc:
+        except ExportError as exc:
             self.error = exc
         except _DAMAGE as exc:
             self.error = self._object.changed(f"it can't be decompressed ({type(exc).__name__})")
@@ -64,20 +65,18 @@ class VerifiedFile:
 class _Object:
     """The bytes of an object as they are stored; file enough for the decompressors."""
 
-    def __init__(self, client: Any, bucket: str, file: File) -> None:
+    def __init__(self, bucket: Bucket, file: File) -> None:
         self._file = file
-        self._url = f"s3://{bucket}/{file.key}"
+        self._url = bucket.url(file.key)
         self._sha256 = hashlib.sha256()
         self._bytes = 0
-        self._body = self._open(client, bucket)
+        self._body = self._open(bucket)
 
     def read(self, size: int = -1) -> bytes:
         try:
             data: bytes = self._body.read(size if size >= 0 else None)
         except BotoCoreError as exc:
-            raise StoreError(
-                f"The object store failed while giving {self._url}: {exc}. Nothing was loaded; retrying is safe."
-            ) from exc
+            raise store_error(f"reading {self._url}", exc) from exc
         self._sha256.update(data)
         self._bytes += len(data)
         return data
@@ -95,27 +94,20 @@ class _Object:
 
     def changed(self, why: str) -> ObjectChanged:
         return ObjectChanged(
-            f"{self._url} is not the object that the manifest describes: {why}. Nothing was loaded. A newer export"
-            " has a manifest of its own, which a retry reads; otherwise export again."
+            f"{self._url} is not the object that the manifest describes: {why}.",
+            "A newer export has a manifest of its own, which a retry reads; otherwise export again.",
         )
 
-    def _open(self, client: Any, bucket: str) -> Any:
-        # A store that ignores the condition is found out by the checksum.
-        condition = {"IfMatch": f'"{self._file.etag}"'} if self._file.etag else {}
+    def _open(self, bucket: Bucket) -> Any:
         try:
-            answer = client.get_object(Bucket=bucket, Key=self._file.key, **condition)
-        except ClientError as exc:
-            code = exc.response["Error"]["Code"]
-            if code in ("PreconditionFailed", "412"):
+            # A store that ignores the condition is found out by the checksum.
+            return bucket.open(self._file.key, self._file.etag or None)
+        except StoreError as exc:
+            if exc.code in REFUSED:
                 raise self.changed("it was replaced (its ETag differs)") from exc
-            if code in ("NoSuchKey", "404"):
+            if exc.code in GONE:
                 raise self.changed("it is gone") from exc
-            raise StoreError(
-                f"The object store refused to give {self._url}: {code}. Nothing was loaded.", code
-            ) from exc
-        except BotoCoreError as exc:
-            raise StoreError(f"The object store failed while giving {self._url}: {exc}. Nothing was loaded.") from exc
-        return answer["Body"]
+            raise
 
 
 def _decompressed(source: Any, compression: str | None) -> Any:

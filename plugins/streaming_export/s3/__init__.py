@@ -1,0 +1,1 @@
+"""CSV bytes → objects in a bucket: completed and verified, or not there."""

@@ -1,32 +1,49 @@
-"""Names of buckets and keys of objects, checked before anything is read."""
+"""A bucket: the one place for requests, keys, the store's codes, retries, and what a store can't do."""
 
 from __future__ import annotations
 
+import copy
+import logging
 import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
 
-from streaming_export.errors import InvalidArgument
+from botocore.exceptions import BotoCoreError, ClientError
+from isal import isal_zlib
+
+from streaming_export.cancellation import Stop
+from streaming_export.errors import InvalidArgument, StoreError
+from streaming_export.s3 import conditional
+from streaming_export.s3.codes import GONE, REFUSED, store_error
+from streaming_export.s3.conditional import ANYTHING
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 MAX_KEY_BYTES = 1024  # Amazon S3 User Guide, "Naming Amazon S3 objects"
+
+#: Seconds after the first try in which a request that fails transiently is tried again.
+PATIENCE_SECONDS = 60.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0
+
 
 # Old buckets have longer names, with capitals and underscores (Amazon S3 User Guide, "Bucket naming rules").
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
+# Of the extra arguments, those that say how the content of the files is to be read; a document is JSON as it is.
+_OF_THE_FILES = {"ContentType", "ContentDisposition", "ContentEncoding", "ContentLanguage"}
 
-def check_bucket(bucket: object) -> None:
-    """Refuse what is no name of a bucket.
-
-    :raises InvalidArgument: naming the bucket, and what is allowed.
-    """
-    if not isinstance(bucket, str) or not _BUCKET.fullmatch(bucket):
-        raise InvalidArgument(
-            "bucket", bucket, "the name of a bucket, or an access point's alias: letters, digits, '.', '-', '_'"
-        )
+_EXPORT_ID = "export-id"
 
 
 def check_key(argument: str, key: object, most: int = MAX_KEY_BYTES) -> None:
     """Refuse a key that is too long, can't be written, or leaves the prefix that it seems to have.
 
-    A store, a proxy or a program that reads it may take . and .. for what they are in paths.
+    A store, a proxy or a reader may take . and .. for what they are in paths.
 
     :param argument: its name, for the error.
     :param most: bytes of UTF-8 that it may have.
@@ -38,3 +55,243 @@ def check_key(argument: str, key: object, most: int = MAX_KEY_BYTES) -> None:
         raise InvalidArgument(argument, key, "no leading /, no . or .. between slashes, no control characters")
     if len(key.encode()) > most:
         raise InvalidArgument(argument, key, f"at most {most} bytes of UTF-8")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What the store says about an object.
+
+    :param size: in bytes.
+    :param etag: without quotes.
+    :param modified: when it was last written.
+    :param crc32: of the whole object, in base64; None if the store reports none.
+    :param export_id: of the export that wrote it; None if unknown.
+    """
+
+    size: int
+    etag: str
+    modified: datetime
+    crc32: str | None
+    export_id: str | None
+
+
+class _Quirks:
+    """What was found out about the store; all views of a bucket share it."""
+
+    conditional = True
+
+
+class Bucket:
+    """A bucket, and how to write to it.
+
+    A request that fails transiently is tried again with growing pauses, for `PATIENCE_SECONDS`.
+
+    :param client: a boto3 S3 client; its own retries come on top.
+    :param name: of the bucket.
+    :param extra_args: further arguments of the requests by their boto3 names, such as ``ServerSideEncryption``,
+        ``SSEKMSKeyId``, ``ACL``, ``StorageClass``, ``Metadata``; each goes to every request that knows it.
+    :raises InvalidArgument: if the name can't be a bucket's, or an extra argument can't be a write's.
+    """
+
+    def __init__(self, client: Any, name: str, extra_args: Mapping[str, Any] | None = None) -> None:
+        if not isinstance(name, str) or not _BUCKET.fullmatch(name):
+            raise InvalidArgument(
+                "bucket", name, "the name of a bucket, or an access point's alias: letters, digits, '.', '-', '_'"
+            )
+        self.client = client
+        self.name = name
+        self.extra_args: Mapping[str, Any] = dict(extra_args or {})
+        self.stop = Stop()
+        self._quirks = _Quirks()
+        allowed = (self._members("create_multipart_upload") & self._members("put_object")) - {"Bucket", "Key"}
+        if unknown := sorted(self.extra_args.keys() - allowed):
+            raise InvalidArgument("extra_args", unknown, f"names out of {sorted(allowed)}")
+
+    def __repr__(self) -> str:
+        return f"Bucket({self.name!r})"
+
+    def within(self, stop: Stop) -> Bucket:
+        """The same bucket, whose pauses between tries end once `stop` is set; they raise `Stopped` then."""
+        view = copy.copy(self)
+        view.stop = stop
+        return view
+
+    def url(self, key: str) -> str:
+        """The ``s3://`` URL of a key."""
+        return f"s3://{self.name}/{key}"
+
+    @property
+    def checksums(self) -> bool:
+        """Whether the store is given, and asked for, a CRC32 of each whole object.
+
+        Not if the user chose another checksum, or none for a store that knows none (botocore's
+        ``request_checksum_calculation``).
+        """
+        wanted = self.client.meta.config.request_checksum_calculation in (None, "when_supported")
+        return wanted and "ChecksumAlgorithm" not in self.extra_args
+
+    def metadata(self, export_id: str) -> dict[str, str]:
+        """The metadata of an object: the user's, and whose it is."""
+        return {**self.extra_args.get("Metadata", {}), _EXPORT_ID: export_id}
+
+    def request(
+        self,
+        operation: str,
+        key: str,
+        doing: str,
+        *,
+        patient: bool = True,
+        failures: list[BaseException] | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """Send one request, with the extra arguments that it knows; again while it fails transiently.
+
+        :param operation: boto3's name of it.
+        :param doing: for the error, as in "starting".
+        :param patient: False: it is tried once.
+        :param failures: gets botocore's error of each try that failed.
+        :raises StoreError: if the store refused or failed.
+        :raises Stopped: if the export shall end meanwhile.
+        """
+        doing = f"{doing} {self.url(key)}"
+        return self._try(doing, lambda: self._call(operation, key, **arguments), patient, failures)
+
+    def head(self, key: str, *, patient: bool = True) -> ObjectInfo | None:
+        """What the store says about an object; None if there is none.
+
+        :param patient: False: it is asked once.
+        :raises StoreError: if the store refused or failed; S3 answers 403 for an object that is not there, unless
+            s3:ListBucket is allowed.
+        """
+        checksum: dict[str, Any] = {"ChecksumMode": "ENABLED"} if self.checksums else {}
+        try:
+            head = self.request("head_object", key, "looking at", patient=patient, **checksum)
+        except StoreError as exc:
+            if exc.code in GONE:
+                return None
+            raise
+        return ObjectInfo(
+            size=head["ContentLength"],
+            etag=head.get("ETag", "").strip('"'),
+            modified=head["LastModified"],
+            crc32=head.get("ChecksumCRC32") if head.get("ChecksumType") == "FULL_OBJECT" else None,
+            export_id=head.get("Metadata", {}).get(_EXPORT_ID),
+        )
+
+    def read(self, key: str) -> tuple[bytes, str] | None:
+        """A small document and its ETag without quotes; None if there is none.
+
+        :raises StoreError: if the store refused or failed.
+        """
+
+        def download() -> tuple[bytes, str]:
+            answer = self._call("get_object", key)
+            return answer["Body"].read(), answer["ETag"].strip('"')
+
+        try:
+            return self._try(f"reading {self.url(key)}", download)
+        except StoreError as exc:
+            if exc.code in GONE:
+                return None
+            raise
+
+    def open(self, key: str, etag: str | None = None, range: str | None = None) -> Any:
+        """A body to read an object from, bit by bit.
+
+        :param etag: without quotes, of the object that it must be.
+        :param range: as HTTP writes it, ``bytes=0-99``.
+        :raises StoreError: if the store refused or failed; its code is one of `GONE` if there is no object, one of
+            `REFUSED` if it is another.
+        """
+        part: dict[str, Any] = {"Range": range} if range else {}
+        try:
+            return self.request("get_object", key, "reading", **part, **self.condition(etag or ANYTHING))["Body"]
+        except StoreError as exc:
+            found = self.head(key, patient=False) if exc.code in REFUSED else None
+            if found is None or found.etag != etag:
+                raise
+        self.distrust_conditions(f"The store takes {self.url(key)} for changed, which it is not")
+        return self.open(key, None, range)
+
+    def put(self, key: str, document: bytes, *, replaces: str | None, export_id: str) -> bool:
+        """Write a JSON document, if what is there is still what it shall replace; see `conditional.write`.
+
+        :param replaces: ETag of what is there, without quotes; None: nothing is; `ANYTHING`: no condition.
+        :returns: False if another writer has replaced what was there; nothing was written then.
+        :raises StoreError: if the store refused or failed; it says so if the document may be visible.
+        """
+        plain = copy.copy(self)
+        plain.extra_args = {name: value for name, value in self.extra_args.items() if name not in _OF_THE_FILES}
+        return conditional.write(
+            plain,
+            "put_object",
+            key,
+            "writing",
+            sent=conditional.Sent(export_id, len(document), conditional.base64_crc32(isal_zlib.crc32(document))),
+            replaces=replaces,
+            Body=document,
+            ContentType="application/json",
+            Metadata=self.metadata(export_id),
+        )
+
+    def unfinished_uploads(self, key: str) -> Iterator[tuple[str, datetime]]:
+        """Id and start of each multipart upload of a key that was neither completed nor aborted.
+
+        :raises StoreError: if the store refused or failed.
+        """
+        page: dict[str, Any] = {"Prefix": key}
+        while True:
+            answer = self.request("list_multipart_uploads", key, "looking at", **page)
+            for upload in answer.get("Uploads", []):
+                if upload["Key"] == key:
+                    yield upload["UploadId"], upload["Initiated"]
+            if not answer.get("IsTruncated"):
+                return
+            page |= {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer.get("NextUploadIdMarker", "")}
+
+    def _try(
+        self,
+        doing: str,
+        call: Callable[[], Result],
+        patient: bool = True,
+        failures: list[BaseException] | None = None,
+    ) -> Result:
+        pause, deadline = _FIRST_PAUSE, time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return call()
+            except (ClientError, BotoCoreError) as exc:
+                if failures is not None:
+                    failures.append(exc)
+                error = store_error(doing, exc)
+                if not (patient and error.transient and time.monotonic() + pause < deadline):
+                    raise error from exc
+            log.warning("%s Trying again in %.1f s.", error.failed, pause)
+            self.stop.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _call(self, operation: str, key: str, **arguments: Any) -> Any:
+        members = self._members(operation)
+        known = {name: value for name, value in self.extra_args.items() if name in members}
+        where = {"Bucket": self.name, **({"Key": key} if "Key" in members else {})}
+        return getattr(self.client, operation)(**{**where, **known, **arguments})
+
+    def _members(self, operation: str) -> set[str]:
+        """The arguments that an operation knows."""
+        name = self.client.meta.method_to_api_mapping[operation]
+        return set(self.client.meta.service_model.operation_model(name).input_shape.members)
+
+    def condition(self, replaces: str | None) -> dict[str, Any]:
+        """The argument of a request that asks for an object's ETag; see `put`."""
+        if not self._quirks.conditional or replaces in (ANYTHING, ""):
+            return {}
+        return {"IfMatch": f'"{replaces}"'} if replaces else {"IfNoneMatch": "*"}
+
+    def distrust_conditions(self, why: str) -> None:
+        """Write without conditions from here on: the store does not know them, or gets them wrong (Ceph RGW).
+
+        :param why: what the store did, for the log.
+        """
+        if self._quirks.conditional:
+            log.warning("%s: writing without conditions. Of two exports to one key, the last writer wins.", why)
+        self._quirks.conditional = False

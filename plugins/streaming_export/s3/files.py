@@ -4,17 +4,64 @@ from __future__ import annotations
 
 import posixpath
 import re
+import urllib.parse
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
-from streaming_export.compression import ENCODINGS
-from streaming_export.multipart import StoredObject, Upload
+import zstandard
+from isal import isal_zlib
+
+from streaming_export.cancellation import Stop
+from streaming_export.errors import InvalidArgument, StoreError
+from streaming_export.s3.bucket import Bucket
+from streaming_export.s3.parts import part_bytes_for
+from streaming_export.s3.upload import StoredObject, Upload
+
+Compression = Literal["gzip", "zstd"]
+
+#: Bytes that the key of a file may be longer than that of its export.
+LONGEST_SUFFIX = len("-00001.zst")
 
 # A row ends at the first line break that is not between quotes; a quote inside quotes is doubled.
 _ROW = re.compile(rb'(?:[^"\n]++|"[^"]*+")*+\n')
+
+_GZIP_FORMAT = 31  # zlib manual, deflateInit2: a window of 32 KiB (15), with gzip's header (16)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How a compressed file is named, and made.
+
+    :param extension: what is added to the key.
+    :param content_encoding: its ``Content-Encoding`` (IANA, HTTP Content Coding Registry).
+    :param compressor: makes an object with ``compress(data)`` and ``flush()``.
+    """
+
+    extension: str
+    content_encoding: str
+    compressor: Callable[[], Any]
+
+
+# Both at level 1, which keeps up with several readers. Higher levels of ISA-L are slower and hardly smaller; zstd at 3
+# takes twice the time for rows of a table without getting smaller.
+_ENCODINGS: dict[str, Encoding] = {
+    "gzip": Encoding(".gz", "gzip", lambda: isal_zlib.compressobj(1, wbits=_GZIP_FORMAT)),
+    "zstd": Encoding(".zst", "zstd", lambda: zstandard.ZstdCompressor(level=1, write_checksum=True).compressobj()),
+}
+
+
+def check_extension(key: str, compression: Compression | None) -> None:
+    """Refuse a key whose extension promises a compression that the file does not have.
+
+    :raises InvalidArgument: naming the key.
+    """
+    for name, encoding in _ENCODINGS.items():
+        if key.endswith(encoding.extension) and name != compression:
+            stored = f"{compression or 'plain CSV'} under {encoding.extension}"
+            raise InvalidArgument("key", key, f'it stores {stored}; pass compression="{name}" or another key')
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +85,17 @@ class ExportedFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
+class FileLayout:
     """What the files of an export look like.
 
     :param header: the header row, the same in each file.
-    :param compression: None, "gzip" or "zstd".
+    :param compression: of the files.
     :param max_rows: data rows of a file; None for no limit.
     :param max_bytes: bytes of CSV of a file, before compression; None for no limit. A single row may be more.
     """
 
     header: bytes
-    compression: str | None = None
+    compression: Compression | None = None
     max_rows: int | None = None
     max_bytes: int | None = None
 
@@ -58,23 +105,44 @@ class Format:
         return self.max_rows is not None or self.max_bytes is not None
 
     def key(self, key: str, number: int) -> str:
-        """The key of file `number` (from 1) of an export to `key`."""
-        extension = ENCODINGS[self.compression].extension if self.compression else ""
+        """The key of file `number` (from 1) of an export to `key`.
+
+        :raises InvalidArgument: see `check_extension`.
+        """
+        check_extension(key, self.compression)
+        stem = key.removesuffix(self._extension)
         if self.split:
-            stem, suffix = posixpath.splitext(key)
-            key = f"{stem}-{number:05}{suffix}"
-        return key if key.endswith(extension) else key + extension
+            stem, suffix = posixpath.splitext(stem)
+            stem = f"{stem}-{number:05}{suffix}"
+        return stem + self._extension
+
+    def headers(self, key: str) -> dict[str, str]:
+        """What a browser needs to save the file at `key` under its own name, decompressed (RFC 6266, RFC 9110 8.4)."""
+        name = key.rsplit("/", 1)[-1].removesuffix(self._extension)
+        quoted = urllib.parse.quote(name, safe="")
+        form = f'filename="{name}"' if name == quoted else f"filename*=UTF-8''{quoted}"
+        headers = {"ContentType": "text/csv", "ContentDisposition": f"attachment; {form}"}
+        if self.compression:
+            headers["ContentEncoding"] = _ENCODINGS[self.compression].content_encoding
+        return headers
+
+    def compressor(self) -> Any:
+        """What compresses one file: an object with ``compress(data)`` and ``flush()``; None for no compression."""
+        return _ENCODINGS[self.compression].compressor() if self.compression else None
+
+    @property
+    def _extension(self) -> str:
+        return _ENCODINGS[self.compression].extension if self.compression else ""
 
 
 class _File:
     """One file that is being written."""
 
-    def __init__(self, key: str, upload: Upload, compression: str | None) -> None:
-        self.key = key
+    def __init__(self, upload: Upload, compressor: Any) -> None:
         self.upload = upload
         self.rows = 0
         self.csv_bytes = 0
-        self._compressor: Any = ENCODINGS[compression].compressor() if compression else None
+        self._compressor = compressor
 
     def write(self, data: bytes) -> None:
         self.csv_bytes += len(data)
@@ -86,94 +154,112 @@ class _File:
             self._compressor = None
 
     def exported(self, stored: StoredObject) -> ExportedFile:
-        return ExportedFile(self.key, self.rows, stored.size, stored.sha256, stored.etag, stored.parts)
+        return ExportedFile(self.upload.key, self.rows, stored.size, stored.sha256, stored.etag, stored.parts)
 
 
-class Files:
+class FileWriter:
     """Writes the files of an export; a context manager that aborts what was not completed.
 
-    None of them is visible before `complete`.
+    None of them is visible before `complete`. All of it belongs to one thread, which stops with `Stopped` once `stop`
+    is set.
 
-    :param open_upload: opens the upload of a key.
     :param key: where the export goes.
+    :param export_id: goes into the metadata of each object: whose it is.
+    :param estimated_bytes: of all files, before compression; chooses the size of parts.
     """
 
-    def __init__(self, open_upload: Callable[[str], Upload], key: str, form: Format) -> None:
-        self._open_upload = open_upload
+    def __init__(
+        self,
+        bucket: Bucket,
+        key: str,
+        layout: FileLayout,
+        *,
+        stop: Stop,
+        export_id: str,
+        estimated_bytes: int = 0,
+    ) -> None:
+        self._bucket = bucket
         self._key = key
-        self._form = form
+        self._layout = layout
+        self._stop = stop
+        self._export_id = export_id
+        self._part_bytes = part_bytes_for(min(estimated_bytes, layout.max_bytes or estimated_bytes))
         self._files: list[_File] = []
         self._partial_row = b""
-        self._aborted = False
-        self._completing = False
+        #: Number of files that are complete, and visible.
+        self.visible = 0
+
+    @property
+    def opened(self) -> int:
+        """Number of files so far."""
+        return len(self._files)
 
     @property
     def size(self) -> int:
         """Bytes of all files so far."""
         return sum(file.upload.size for file in self._files)
 
-    def __enter__(self) -> Files:
+    def __enter__(self) -> FileWriter:
         self._begin()
         return self
 
     def write(self, data: bytes, rows: int) -> None:
         """Add bytes of rows; `rows` are those that end in them.
 
-        :raises UploadError: see `Upload.write`.
+        :raises StoreError: see `Upload.write`.
+        :raises Stopped: see `Upload.write`.
         """
-        if self._form.split:
-            self._write_split(self._partial_row + data)
+        if self._layout.split:
+            self._write_split(self._partial_row + data if self._partial_row else data)
         else:
             self._files[-1].rows += rows
             self._files[-1].write(data)
 
-    def raise_error(self) -> None:
-        """Raise what sending a part has failed with, if one has."""
-        for file in self._files:
-            file.upload.raise_error()
-
     def complete(self) -> list[ExportedFile]:
-        """Make all files visible, one after the other; from here on `cancel` does nothing.
+        """Make all files visible, one after the other.
 
-        :raises UploadError: see `Upload.complete`.
+        :raises StoreError: see `Upload.complete`; `visible` says how many files are visible by then.
+        :raises Superseded: see `Upload.complete`.
         :raises VerificationError: see `Upload.complete`.
+        :raises Stopped: see `Upload.complete`.
         """
         last = self._files[-1]
         last.end()
         if last.upload.started:
             last.upload.finish()
-        self._completing = True
         exported: list[ExportedFile] = []
-        for file in self._files:
-            if exported:
-                file.upload.state = (
-                    f"{len(exported)} of the {len(self._files)} files are visible, their manifest is not: export again"
-                )
-            exported.append(file.exported(file.upload.complete()))
+        try:
+            for file in self._files:
+                exported.append(file.exported(file.upload.complete()))
+                self.visible += 1
+        except StoreError as exc:
+            # Another export that has aborted this one's upload may have begun after the first files were visible, and
+            # may fail: then only a retry makes files and manifest belong together again.
+            if self.visible and exc.code == "NoSuchUpload":
+                exc.transient = True
+            raise
         return exported
-
-    def cancel(self) -> None:
-        """Give up all files, unless they are being completed; safe from any thread."""
-        if not self._completing:
-            self._abort()
-
-    def _abort(self) -> None:
-        self._aborted = True
-        for file in list(self._files):
-            file.upload.abort()
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._abort()
+        answering = True
+        for file in self._files:
+            # One store that does not answer is not waited for once a file.
+            answering = file.upload.abort(exc) if answering else file.upload.leave()
 
     def _begin(self) -> None:
-        key = self._form.key(self._key, len(self._files) + 1)
-        upload = self._open_upload(key).open()
-        self._files.append(_File(key, upload, self._form.compression))
-        if self._aborted:
-            upload.abort()
-        self._files[-1].write(self._form.header)
+        key = self._layout.key(self._key, self.opened + 1)
+        upload = Upload(
+            self._bucket,
+            key,
+            export_id=self._export_id,
+            stop=self._stop,
+            headers=self._layout.headers(key),
+            part_bytes=self._part_bytes,
+        )
+        self._files.append(_File(upload.open(), self._layout.compressor()))
+        self._files[-1].write(self._layout.header)
 
     def _write_split(self, data: bytes) -> None:
         """Write whole rows to the file they fit in; keep the row that has not ended."""
@@ -197,8 +283,8 @@ class Files:
         """How many of the rows that end at `ends` are written when the file, from `start` on, is full."""
         done = bisect_right(ends, start)
         fitting = len(ends)
-        if self._form.max_rows is not None:
-            fitting = min(fitting, done + self._form.max_rows - file.rows)
-        if self._form.max_bytes is not None:
-            fitting = min(fitting, bisect_right(ends, start + self._form.max_bytes - file.csv_bytes))
+        if self._layout.max_rows is not None:
+            fitting = min(fitting, done + self._layout.max_rows - file.rows)
+        if self._layout.max_bytes is not None:
+            fitting = min(fitting, bisect_right(ends, start + self._layout.max_bytes - file.csv_bytes))
         return fitting

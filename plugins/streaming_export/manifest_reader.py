@@ -1,0 +1,197 @@
+"""Reads a manifest and checks it: it is input, whoever wrote it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from streaming_export.errors import ForeignBucket, InvalidArgument, ManifestInvalid, ManifestMissing, ManifestTooNew
+from streaming_export.s3.bucket import Bucket, check_key
+
+#: The version of manifests that this program writes, and the newest that it reads.
+VERSION = 1
+
+_SCHEMA = Path(__file__).with_name("manifest.schema.json")
+_MAX_NAME_BYTES = 63  # PostgreSQL manual, 4.1.1: longer names are cut off, and could then meet another one
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """An object that the manifest names.
+
+    :param key: where it is in the manifest's bucket.
+    :param rows: data rows, without the header.
+    :param bytes: its size.
+    :param sha256: of its content, in hex.
+    :param etag: without quotes.
+    """
+
+    key: str
+    rows: int
+    bytes: int
+    sha256: str
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a reader needs of a manifest.
+
+    :param url: where it is.
+    :param sha256: of its own text, in hex: no two exports have the same.
+    :param export_id: what is in the metadata of its objects; None in manifests from before there were any.
+    :param files: all objects, in order.
+    :param rows: data rows of all files.
+    :param columns: name and Postgres type of each column, in order.
+    :param unique_key: name of the column that is unique, if one is.
+    :param window: begin and end of the time whose rows these are; None for all rows.
+    :param taken_at: when the snapshot was taken.
+    :param compression: None, "gzip" or "zstd".
+    :param run: what ran the export.
+    """
+
+    url: str
+    sha256: str
+    export_id: str | None
+    files: tuple[File, ...]
+    rows: int
+    columns: tuple[tuple[str, str], ...]
+    unique_key: str | None
+    window: tuple[datetime, datetime] | None
+    taken_at: datetime
+    compression: str | None
+    run: Mapping[str, str | int | None]
+
+
+def read(bucket: Bucket, url: str) -> Manifest:
+    """Read the manifest at an ``s3://`` URL.
+
+    :param bucket: the only one in which the manifest and its objects may be.
+    :raises ManifestError: if it is missing, invalid, too new, or names another bucket.
+    :raises StoreError: if the store failed.
+    """
+    found = bucket.read(_key(url, bucket.name, url))
+    if found is None:
+        raise ManifestMissing(
+            f"There is no manifest at {url}: its export was not published, or the bucket's lifecycle removed it.",
+            "Export again.",
+        )
+    return parse(found[0], bucket.name, url)
+
+
+def parse(body: bytes, bucket: str, url: str) -> Manifest:
+    """Check the text of a manifest.
+
+    :param bucket: name of the only bucket in which its objects may be.
+    :param url: where it is, for errors.
+    :raises ManifestError: if it is invalid, too new, or names another bucket.
+    """
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as exc:
+        raise _invalid(url, f"it is not JSON; perhaps it was truncated: {len(body):,} bytes") from exc
+    version = document.get("manifest_version") if isinstance(document, dict) else None
+    if isinstance(version, int) and version > VERSION:
+        raise ManifestTooNew(
+            f"The manifest {url} is of version {version}, and this program knows versions up to {VERSION}.",
+            "Update the consumer before the exporter.",
+        )
+    error = jsonschema.exceptions.best_match(_validator().iter_errors(document))
+    if error:
+        where = ".".join(map(str, error.absolute_path)) or "the document"
+        raise _invalid(url, f"{where} does not fit {_SCHEMA.name} ({error.validator})")
+    key, window = document["unique_key"], document["window"]
+    manifest = Manifest(
+        url=url,
+        sha256=hashlib.sha256(body).hexdigest(),
+        export_id=document.get("export_id"),
+        files=tuple(
+            File(_key(file["url"], bucket, url), file["rows"], file["bytes"], file["sha256"], file["etag"])
+            for file in document["files"]
+        ),
+        rows=document["rows"],
+        columns=tuple((column["name"], column["type"]) for column in document["columns"]),
+        unique_key=key["name"] if key else None,
+        window=(_time(window["from"], url), _time(window["to"], url)) if window else None,
+        taken_at=_time(document["snapshot"]["taken_at"], url),
+        compression=document["csv"]["compression"],
+        run=document["run"],
+    )
+    for contradiction in _contradictions(manifest, document):
+        raise _invalid(url, contradiction)
+    return manifest
+
+
+def is_identifier(name: str) -> bool:
+    """Whether Postgres can have a column, table or schema of this name."""
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
+        return False
+    return 1 <= len(encoded) <= _MAX_NAME_BYTES and b"\0" not in encoded
+
+
+def _contradictions(manifest: Manifest, document: dict[str, Any]) -> Iterator[str]:
+    """What the schema can't say."""
+    names = [name for name, _ in manifest.columns]
+    if len(set(names)) < len(names):
+        yield "two columns have the same name"
+    if not all(map(is_identifier, names)):
+        yield "a column has a name that Postgres does not allow"
+    if manifest.unique_key is not None and manifest.unique_key not in names:
+        yield f"its unique key {manifest.unique_key!r} is none of its columns"
+    if sum(file.rows for file in manifest.files) != manifest.rows:
+        yield "the rows of its files do not add up"
+    entries = [(entry["url"], entry["meta"]["content_length"]) for entry in document["entries"]]
+    if entries != [(file["url"], file["bytes"]) for file in document["files"]]:
+        yield "its entries are not its files"
+
+
+def _key(url: str, bucket: str, manifest_url: str) -> str:
+    """The key in an ``s3://`` URL of the bucket."""
+    scheme, _, rest = url.partition("://")
+    found, _, key = rest.partition("/")
+    if scheme != "s3" or not found or not key:
+        raise _invalid(manifest_url, f"{url!r} is no s3://bucket/key")
+    if found != bucket:
+        raise ForeignBucket(
+            f"{manifest_url} leads to {url!r}, and only objects of the bucket {bucket!r} may be loaded.",
+            "If this is the right manifest, set the bucket.",
+        )
+    try:
+        check_key("key", key)
+    except InvalidArgument as exc:
+        raise _invalid(manifest_url, f"{url!r} is no key of an export ({exc.allowed})") from None
+    return key
+
+
+def _time(text: str, url: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as exc:
+        raise _invalid(url, f"{text!r} is no time in ISO 8601") from exc
+    if moment.tzinfo is None:
+        raise _invalid(url, f"the time {text!r} has no time zone")
+    return moment
+
+
+def _invalid(url: str, why: str) -> ManifestInvalid:
+    remedy = "Export again, which replaces it; if it is somebody else's file, export to another key."
+    return ManifestInvalid(f"The manifest {url} can't be used: {why}.", remedy)
+
+
+@functools.cache
+def _validator() -> Any:
+    """Checks against the schema, but for members that a later program may have added (see its description)."""
+    tolerant = jsonschema.validators.extend(
+        jsonschema.Draft202012Validator, {"additionalProperties": lambda *_: iter(())}
+    )
+    return tolerant(json.loads(_SCHEMA.read_text(encoding="utf-8")))

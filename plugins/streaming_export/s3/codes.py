@@ -1,0 +1,93 @@
+"""The store's codes → errors: transient or not, and what to do.
+
+Amazon S3 API Reference, "Error responses"; for requests without an answer, the names of botocore's exceptions.
+"""
+
+from __future__ import annotations
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from streaming_export.errors import StoreError
+
+#: There is no such object (HEAD has no body, and so no name for it).
+GONE = ("NoSuchKey", "404")
+
+#: A condition of the request did not hold.
+REFUSED = ("PreconditionFailed", "ConditionalRequestConflict", "412")
+
+#: The store does not know what the request asks for.
+UNSUPPORTED = ("NotImplemented", "501")
+
+_GRANT = (
+    "Grant the role of the connection s3:PutObject, s3:GetObject and s3:AbortMultipartUpload on the key, and"
+    " s3:ListBucket on the bucket, and kms:GenerateDataKey and kms:Decrypt where it is encrypted by KMS."
+)
+_CREDENTIALS = "Correct the credentials of the connection."
+_REMEDIES = {
+    "NoSuchBucket": "Create the bucket, or correct its name.",
+    "AccessDenied": _GRANT,
+    "403": _GRANT,
+    "InvalidAccessKeyId": _CREDENTIALS,
+    "SignatureDoesNotMatch": _CREDENTIALS,
+    "NoCredentialsError": _CREDENTIALS,
+    "ExpiredToken": "Retry; if it happens again, renew the credentials, and have them outlive an export.",
+    "NoSuchUpload": "See whether two runs write to this key, or a lifecycle rule ends uploads early, and export again.",
+    "EntityTooLarge": "Export fewer rows or columns, or split the file by max_file_bytes.",
+    "SlowDown": "The store is busy: retry, or have fewer exports run at a time.",
+    "EndpointConnectionError": "See whether the store is up, and the connection's endpoint is right; then retry.",
+}
+_READING_REMEDIES = {
+    "AccessDenied": f"{_GRANT} S3 also answers this for an object that is not there, unless s3:ListBucket is allowed.",
+    "InvalidRequest": (
+        "It may be encrypted by another key than extra_args name: remove the object, or export to another key."
+    ),
+}
+_TRANSIENT_REMEDY = "It may pass by itself: retry."
+_REMEDY = "Fix the cause, then export again."
+
+# A token that has expired is a new one in the next try; a digest that differs was damaged on its way.
+_TRANSIENT = {
+    *("SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "429"),
+    *("InternalError", "ServiceUnavailable", "OperationAborted", "ConditionalRequestConflict", "RequestTimeout"),
+    *("BadDigest", "ExpiredToken", "500", "502", "503", "504"),
+    *("IncompleteReadError", "ConnectTimeoutError", "ReadTimeoutError", "EndpointConnectionError"),
+    *("ConnectionClosedError", "ConnectionError", "HTTPClientError", "ResponseStreamingError", "SSLError"),
+    *("ProxyConnectionError", "CredentialRetrievalError", "MetadataRetrievalError"),
+}
+_TRANSIENT_STATUSES = {429, 500, 502, 503, 504}
+
+# A gateway in front of the store answers these while the store may still be at work.
+_GATEWAY_STATUSES = {502, 504}
+
+
+def store_error(doing: str, exc: ClientError | BotoCoreError) -> StoreError:
+    """Translate botocore's error.
+
+    :param doing: what was being done, and to what, as in "completing s3://…".
+    """
+    code, status, message = _parts(exc)
+    transient = code in _TRANSIENT or status in _TRANSIENT_STATUSES
+    remedy = _REMEDIES.get(code, _TRANSIENT_REMEDY if transient else _REMEDY)
+    if doing.startswith("reading"):
+        remedy = _READING_REMEDIES.get(code, remedy)
+    reason = f"{code}: {message}" if message else code
+    # The store's message may be a sentence with an end of its own.
+    failed = f"The object store failed while {doing}: {reason.rstrip('. ')}."
+    return StoreError(failed, remedy, code=code, transient=transient)
+
+
+def is_answer(exc: BaseException) -> bool:
+    """Whether the store itself has answered, and no request is on its way any more."""
+    if not isinstance(exc, ClientError):
+        return False
+    metadata = exc.response.get("ResponseMetadata", {})
+    return not metadata.get("RetryAttempts") and metadata.get("HTTPStatusCode") not in _GATEWAY_STATUSES
+
+
+def _parts(exc: ClientError | BotoCoreError) -> tuple[str, int | None, str]:
+    """Code, HTTP status and message."""
+    if not isinstance(exc, ClientError):
+        return type(exc).__name__, None, str(exc)
+    error = exc.response.get("Error", {})
+    status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return str(error.get("Code", "unknown")), status, str(error.get("Message", ""))

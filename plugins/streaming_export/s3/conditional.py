@@ -1,0 +1,168 @@
+"""The write that makes an object visible, if nobody else has replaced what was there; and the look at it afterwards."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from streaming_export.cancellation import Stopped
+from streaming_export.errors import ExportError, StoreError, Superseded, VerificationError
+from streaming_export.s3.codes import REFUSED, UNSUPPORTED, is_answer
+
+if TYPE_CHECKING:
+    from streaming_export.s3.bucket import Bucket, ObjectInfo
+
+#: Instead of an ETag: whatever is there may be replaced.
+ANYTHING = "*"
+
+_UNKNOWN = "The object may or may not be visible."
+
+
+def base64_crc32(crc32: int) -> str:
+    """A CRC32 as S3 writes it."""
+    return base64.b64encode(crc32.to_bytes(4, "big")).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What an object is recognised by after the answer to its write was lost.
+
+    :param export_id: of the export that writes it.
+    :param size: in bytes.
+    :param crc32: of the whole object, in base64.
+    """
+
+    export_id: str
+    size: int
+    crc32: str
+
+    def wrote(self, found: ObjectInfo | None) -> bool | None:
+        """Whether an object is this one; None if unknown, since the store keeps neither metadata nor checksums."""
+        if found is None or found.export_id is not None:
+            return found is not None and found.export_id == self.export_id
+        if found.size != self.size:
+            return False
+        return None if found.crc32 is None else found.crc32 == self.crc32
+
+
+def write(
+    bucket: Bucket,
+    operation: str,
+    key: str,
+    doing: str,
+    *,
+    sent: Sent,
+    replaces: str | None,
+    give_up: Callable[[], bool] = lambda: False,
+    **arguments: Any,
+) -> bool:
+    """Send the request that makes an object visible, if what is there is still what it shall replace.
+
+    A store without conditional writes is found out, and the last writer wins there. When the answer was lost, one look
+    tells whether the object is visible.
+
+    :param doing: for the error, as in "completing".
+    :param sent: what the object is recognised by.
+    :param replaces: ETag of what is there, without quotes; None: nothing is; `ANYTHING`: no condition.
+    :param give_up: called after a failure; returns whether it has made sure that nothing can become visible any more.
+    :returns: False if another writer has replaced what was there; nothing was written then.
+    :raises StoreError: if the store refused or failed; it says so if the object may be visible.
+    :raises Stopped: if the export shall end; its reason says so if the object may be visible.
+    """
+    condition, failures = bucket.condition(replaces), list[BaseException]()
+    error: StoreError | Stopped
+    try:
+        bucket.request(operation, key, doing, failures=failures, **condition, **arguments)
+        return True
+    except (StoreError, Stopped) as exc:
+        error = exc
+    if condition and isinstance(error, StoreError) and error.code in (*REFUSED, *UNSUPPORTED):
+        why = f"The store has no conditional writes ({error.code})"
+        if error.code in REFUSED:
+            found, seen = _look(bucket, key)
+            if sent.wrote(found):
+                return True
+            # Ceph RGW compares an ETag in quotes with one without: a refusal is believed if there was a change.
+            if not seen or (found.etag if found else None) != replaces:
+                return _refused(sent.wrote(found) if seen else None, failures, error)
+            why = f"The store takes {bucket.url(key)} for changed, which it is not"
+        bucket.distrust_conditions(why)
+        return write(bucket, operation, key, doing, sent=sent, replaces=ANYTHING, give_up=give_up, **arguments)
+    if _is_visible(bucket, key, sent, replaces, certain=give_up() or all(map(is_answer, failures)), error=error):
+        return True
+    raise error
+
+
+def check_visible(bucket: Bucket, key: str, sent: Sent) -> str:
+    """Compare the visible object with what was sent; returns its ETag, without quotes.
+
+    :raises Superseded: if it is another export's.
+    :raises VerificationError: if it is gone, or not what was sent.
+    :raises StoreError: if the store failed.
+    :raises Stopped: if the export shall end.
+    """
+    url = bucket.url(key)
+    try:
+        found = bucket.head(key)
+    except (StoreError, Stopped) as exc:
+        reason = exc if isinstance(exc, StoreError) else bucket.stop.reason
+        if isinstance(reason, ExportError):
+            reason.during("The object is visible but not verified.", True)
+        raise
+    if found is None:
+        raise VerificationError(
+            f"{url} is gone, though it was complete.", "See who removes objects there, and export again."
+        )
+    if found.export_id not in (None, sent.export_id):
+        raise Superseded(
+            f"Another export replaced {url} as soon as it was complete.",
+            "See whether two runs write to this key; a retry replaces it.",
+            transient=True,
+        )
+    differences = [f"{found.size:,} bytes instead of {sent.size:,}"] if found.size != sent.size else []
+    if found.crc32 not in (None, sent.crc32):
+        differences.append(f"CRC32 {found.crc32} instead of {sent.crc32}")
+    if differences:
+        error = VerificationError(
+            f"{url} is not what was sent: it has {' and '.join(differences)}.",
+            "Another writer has replaced it, or the store is at fault. Do not use it; export again.",
+        )
+        error.during("The object is visible.", True)
+        raise error
+    return found.etag
+
+
+def _refused(ours: bool | None, failures: list[BaseException], error: StoreError) -> bool:
+    """False, unless it may be an earlier try of ours, whose answer was lost, that has changed what was there."""
+    if ours is None and not all(map(is_answer, failures)):
+        error.during(_UNKNOWN, None)
+        raise error
+    return False
+
+
+def _is_visible(
+    bucket: Bucket, key: str, sent: Sent, replaces: str | None, *, certain: bool, error: StoreError | Stopped
+) -> bool:
+    """Whether the object is visible in spite of an error; the error says so if that is unknown.
+
+    :param certain: nothing that was sent is on its way any more.
+    """
+    found, seen = _look(bucket, key)
+    visible = sent.wrote(found) if seen else None
+    if visible is None and found is not None and found.etag == replaces:
+        visible = False
+    if visible is None or (not visible and not certain):
+        reason = error if isinstance(error, StoreError) else bucket.stop.reason
+        if isinstance(reason, ExportError):
+            reason.during(_UNKNOWN, None)
+    return bool(visible)
+
+
+def _look(bucket: Bucket, key: str) -> tuple[ObjectInfo | None, bool]:
+    """What is there after a failure, and whether the store said."""
+    try:
+        return bucket.head(key, patient=False), True
+    except StoreError:
+        return None, False
