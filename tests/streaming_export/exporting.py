@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from streaming_export import Bucket, Export, ExportResult, Options, Preview
+from streaming_export import Bucket, Export, ExportResult, Options, Preview, open_csv
 
 
 def new_export(
     query: Any, *, client: Any, bucket: str, extra_args: dict[str, Any] | None = None, **arguments: Any
 ) -> Export:
     """An export with what `Export` and `Options` take."""
-    names = {option.name for option in dataclasses.fields(Options)} & arguments.keys()
-    options = Options(**{name: arguments.pop(name) for name in names})
+    options = take_options(arguments)
     return Export(query, bucket=Bucket(client, bucket, extra_args), options=options, **arguments)
 
 
@@ -25,3 +24,16 @@ def export(query: Any, **arguments: Any) -> ExportResult:
 def preview(query: Any, **arguments: Any) -> Preview:
     """What it would do."""
     return new_export(query, **arguments).preview()
+
+
+def read(query: Any, parameters: dict[str, Any] | None = None, **arguments: Any) -> bytes:
+    """The whole file, without a store."""
+    options = take_options(arguments)
+    with open_csv(query, parameters, options=options, **arguments) as csv:
+        return b"".join(csv)
+
+
+def take_options(arguments: dict[str, Any]) -> Options:
+    """Take those arguments out that are options."""
+    names = {option.name for option in dataclasses.fields(Options)} & arguments.keys()
+    return Options(**{name: arguments.pop(name) for name in names})
