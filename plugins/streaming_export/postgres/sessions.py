@@ -121,7 +121,9 @@ class Sessions:
         self, dialect: sa.Dialect, record: object, arguments: list[Any], parameters: dict[str, Any]
     ) -> None:
         if getattr(self._ours, "connecting", False):  # not for other users of the engine
-            options = [parameters.get("options"), *(f"-c {name}={value}" for name, value in self._secrets.items())]
+            # libpq reads PGOPTIONS only where it is given no options.
+            given = parameters.get("options") or os.environ.get("PGOPTIONS")
+            options = [given, *(f"-c {name}={value}" for name, value in self._secrets.items())]
             parameters["options"] = " ".join(filter(None, options))
 
     def _cut(self) -> None:
