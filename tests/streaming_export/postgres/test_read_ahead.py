@@ -1,354 +1,301 @@
-"""Pipe, ReadAhead and Cuts: order, bounds, and how an end or an error reaches the other side."""
+"""ReadAhead: order, bounds, and how an end, an error or a stop reaches the other side."""
 
 from __future__ import annotations
 
 import gc
+import random
 import threading
-from collections.abc import Callable, Iterator
-from typing import BinaryIO
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streaming_export.batches import Cuts
-from streaming_export.read_ahead import PIPE_BYTES, Pipe, ReadAhead, ReadBatch, Stopped
 
-from tests.streaming_export.waiting import PATIENCE, Running
+from streaming_export.cancellation import Stop, Stopped
+from streaming_export.postgres.read_ahead import AHEAD_BYTES, ReadAhead
+from tests.streaming_export.waiting import PATIENCE, Running, eventually
 
+CHUNK_BYTES = 256 * 1024
 
-def reader(batches: list[bytes], before: Callable[[int], object] = lambda number: None) -> ReadBatch:
-    """A reader of batches of one row each byte, which runs `before` ahead of each."""
-
-    def read(number: int, writer: BinaryIO) -> int | None:
-        before(number)
-        if number >= len(batches):
-            return None
-        writer.write(batches[number])
-        return len(batches[number])
-
-    return read
+Read = Callable[[Any, BinaryIO], int]
 
 
-def gather(chunks: Iterator[tuple[bytes, int]]) -> tuple[bytes, int]:
-    """All bytes, and the sum of the rows."""
-    items = list(chunks)
-    return b"".join(data for data, _ in items), sum(rows for _, rows in items)
+class Setting:
+    """A ReadAhead whose tasks are bytes to write, a row each, with threads as a `Reader` has them."""
+
+    def __init__(self, readers: int = 2) -> None:
+        self.stop = Stop()
+        self.read_ahead = ReadAhead[Any](self.stop, readers)
+        self.threads: list[Running] = []
+
+    def feed(self, tasks: Iterable[Any]) -> None:
+        for task in tasks:
+            self.read_ahead.add(task)
+        self.read_ahead.end()
+
+    def read(self, *reads: Read) -> None:
+        """Start a reader for each; what one fails with is the reason of the stop."""
+        for read in reads:
+            self.threads.append(Running(lambda read=read: self._work(read)))  # type: ignore[misc]
+
+    def _work(self, read: Read) -> None:
+        try:
+            self.read_ahead.work(read)
+        except Stopped:
+            raise
+        except BaseException as exc:
+            self.stop.set(exc)
+            raise
+
+    def gather(self) -> tuple[bytes, list[int]]:
+        """All bytes, and the rows of each task."""
+        items = list(self.read_ahead)
+        return b"".join(data for data, _ in items), [rows for data, rows in items if not data]
+
+    def end(self) -> list[BaseException | None]:
+        """Wait until the readers have ended; what they ended with."""
+        assert all(thread.ends() for thread in self.threads)
+        return [thread.error for thread in self.threads]
 
 
-def join(read_ahead: ReadAhead) -> None:
-    """Wait until the readers have ended."""
-    for thread in read_ahead._threads:
-        thread.join(PATIENCE)
-    assert not read_ahead.alive()
+def write(task: bytes, writer: BinaryIO) -> int:
+    """Reads a task as it is, a row each byte."""
+    writer.write(task)
+    return len(task)
 
 
-# ---- Pipe
+# Order
 
 
-def test_a_pipe_keeps_order_and_rows() -> None:
-    """What was written comes out in order, batch by batch, each ended by its number of rows."""
-    pipe = Pipe()
-    pipe.write(b"a")
-    pipe.write(b"b")
-    pipe.end_batch(2)
-    pipe.end_batch(0)
-    pipe.write(b"c")
-    pipe.end_batch(1)
-    pipe.finish()
-    assert list(pipe.batch()) == [(b"a", 0), (b"b", 0), (b"", 2)]
-    assert list(pipe.batch()) == [(b"", 0)]
-    assert list(pipe.batch()) == [(b"c", 0), (b"", 1)]
-    assert list(pipe.batch()) == []
-
-
-def test_a_pipe_copies_what_is_written() -> None:
-    """The writer may use its buffer again at once."""
-    pipe = Pipe()
-    buffer = bytearray(b"first")
-    pipe.write(memoryview(buffer))
-    buffer[:] = b"other"
-    pipe.end_batch(1)
-    assert gather(pipe.batch()) == (b"first", 1)
-
-
-def test_a_full_pipe_makes_the_writer_wait() -> None:
-    """A writer waits until there is room for all of what it writes."""
-    pipe = Pipe(limit=10)
-    pipe.write(b"123456")
-    pipe.write(b"7890")
-    writing = Running(lambda: pipe.write(b"abcde"))
-    batch = pipe.batch()
-    assert not writing.ends(within=0.2)
-    assert next(batch) == (b"123456", 0)
-    assert writing.ends()
-    assert writing.result == 5
-
-
-def test_a_write_larger_than_the_limit_passes_alone() -> None:
-    """One write may be larger than the limit: it waits until the pipe is empty, and then passes."""
-    pipe = Pipe(limit=10)
-    pipe.write(b"1")
-    writing = Running(lambda: pipe.write(b"x" * 100))
-    assert not writing.ends(within=0.2)
-    batch = pipe.batch()
-    assert next(batch) == (b"1", 0)
-    assert next(batch) == (b"x" * 100, 0)
-    assert writing.ends()
-    assert writing.error is None
-
-
-def test_an_error_comes_before_what_is_buffered() -> None:
-    """When the reader has failed, the consumer gets its error, and not the rest of a batch that is not whole."""
-    pipe = Pipe()
-    pipe.write(b"half a batch")
-    pipe.finish(ZeroDivisionError("first"))
-    with pytest.raises(ZeroDivisionError, match="first"):
-        next(pipe.batch())
-
-
-def test_stop_wakes_the_writer() -> None:
-    """A writer that waits for room ends when the consumer goes, and so does one that comes later."""
-    pipe = Pipe(limit=1)
-    pipe.write(b"1")
-    writing = Running(lambda: pipe.write(b"2"))
-    assert not writing.ends(within=0.1)
-    pipe.stop()
-    assert writing.ends()
-    assert isinstance(writing.error, Stopped)
-    with pytest.raises(Stopped):
-        pipe.write(b"3")
-
-
-def test_stop_wakes_the_consumer() -> None:
-    """A consumer that waits for bytes ends when the pipe is stopped."""
-    pipe = Pipe()
-    consuming = Running(lambda: next(pipe.batch()))
-    assert not consuming.ends(within=0.1)
-    pipe.stop()
-    assert consuming.ends()
-    assert isinstance(consuming.error, Stopped)
-
-
-def test_finish_wakes_the_consumer() -> None:
-    """A consumer that waits for bytes learns that there are no more batches."""
-    pipe = Pipe()
-    consuming = Running(lambda: list(pipe.batch()))
-    assert not consuming.ends(within=0.1)
-    pipe.finish()
-    assert consuming.ends()
-    assert consuming.result == []
-
-
-# ---- ReadAhead
-
-
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(
-    readers=st.integers(1, 5),
-    batches=st.lists(st.binary(max_size=20), max_size=12),
+    readers=st.integers(1, 4),
+    tasks=st.lists(st.lists(st.integers(0, 3 * CHUNK_BYTES) | st.integers(0, 20), max_size=4), max_size=10),
+    slow=st.integers(0, 2**32),
 )
-def test_batches_come_in_order(readers: int, batches: list[bytes]) -> None:
-    """With any number of readers and batches, all bytes come in the order of the batches, and all rows."""
-    read_ahead = ReadAhead([reader(batches) for _ in range(readers)])
-    assert gather(iter(read_ahead)) == (b"".join(batches), sum(map(len, batches)))
-    join(read_ahead)
+def test_bytes_come_in_the_order_of_the_tasks(readers: int, tasks: list[list[int]], slow: int) -> None:
+    """With any readers, tasks and delays, all bytes come in order, in chunks, and each task's rows at its end."""
+    setting, wait = Setting(readers), random.Random(slow)
 
+    def read(task: tuple[int, list[int]], writer: BinaryIO) -> int:
+        number, sizes = task
+        for size in sizes:
+            time.sleep(wait.choice((0, 0, 0.001)))
+            writer.write(bytes([number + 1]) * size)
+        return sum(sizes)
 
-@pytest.mark.parametrize("slow", range(3))
-def test_order_does_not_depend_on_speed(slow: int) -> None:
-    """A reader that waits until the others have read all they may is not overtaken in the file."""
-    batches = [bytes([number]) * 3 for number in range(12)]
-    others_done = threading.Barrier(3)
-
-    def wait_for_others(number: int) -> None:
-        if number == slow or (number >= len(batches) and number % 3 != slow):
-            others_done.wait(PATIENCE)
-
-    read_ahead = ReadAhead([reader(batches, wait_for_others) for _ in range(3)])
-    assert gather(iter(read_ahead)) == (b"".join(batches), 36)
-    join(read_ahead)
+    setting.read(*[read] * readers)
+    feeding = Running(lambda: setting.feed(enumerate(tasks)))
+    items = list(setting.read_ahead)
+    expected = b"".join(bytes([number + 1]) * sum(sizes) for number, sizes in enumerate(tasks))
+    assert b"".join(data for data, _ in items) == expected
+    assert [rows for data, rows in items if not data] == [sum(sizes) for sizes in tasks]
+    assert max((len(data) for data, _ in items), default=0) <= CHUNK_BYTES
+    assert feeding.ends()
+    assert setting.end() == [None] * readers
 
 
 def test_readers_read_at_the_same_time() -> None:
-    """As many batches are read at a time as there are readers."""
-    together = threading.Barrier(3)
-    batches = [b"a", b"b", b"c"]
-    read_ahead = ReadAhead(
-        [reader(batches, lambda number: together.wait(PATIENCE) if number < 3 else None) for _ in range(3)]
-    )
-    assert gather(iter(read_ahead)) == (b"abc", 3)
-    join(read_ahead)
+    """As many tasks are read at a time as there are readers; a slow one is not overtaken in the file."""
+    setting, together = Setting(3), threading.Barrier(3)
+
+    def read(task: bytes, writer: BinaryIO) -> int:
+        together.wait(PATIENCE)
+        return write(task, writer)
+
+    setting.feed([b"a", b"b", b"c"])
+    setting.read(read, read, read)
+    assert setting.gather() == (b"abc", [1, 1, 1])
 
 
-def test_each_reader_is_used_by_one_thread() -> None:
-    """Reader i reads the batches i, i + N, …: a connection is never shared by two threads."""
-    seen: list[set[tuple[int, str]]] = [set(), set()]
-    batches = [b"x"] * 6
-
-    def watched(index: int) -> ReadBatch:
-        return reader(batches, lambda number: seen[index].add((number, threading.current_thread().name)))
-
-    read_ahead = ReadAhead([watched(0), watched(1)])
-    gather(iter(read_ahead))
-    join(read_ahead)
-    for index, calls in enumerate(seen):
-        assert [number for number, _ in sorted(calls)] == [index, index + 2, index + 4, index + 6]
-        assert len({thread for _, thread in calls}) == 1
-
-
-def test_readers_ahead_hold_a_bounded_number_of_bytes() -> None:
-    """Readers that are ahead of the consumer stop at the pipe's limit, however large their batches are."""
-    row = bytes(100_000)
-    written = [0, 0]
-
-    def large_batch(index: int) -> ReadBatch:
-        def read(number: int, writer: BinaryIO) -> int | None:
-            while written[index] < 5 * PIPE_BYTES:
-                writer.write(row)
-                written[index] += len(row)
-            return None
-
-        return read
-
-    read_ahead = ReadAhead([large_batch(0), large_batch(1)])
-    next(iter(read_ahead))
-    assert not Running(lambda: join(read_ahead)).ends(within=0.5)
-    # The pipe, the chunk that waits for room, the one that is being collected, the one taken above.
-    assert max(written) <= PIPE_BYTES + 1_000_000
-    read_ahead.stop()
-    join(read_ahead)
-
-
-@pytest.mark.parametrize("failing", range(3))
-@pytest.mark.parametrize("kind", [ZeroDivisionError, KeyboardInterrupt])
-def test_a_readers_error_reaches_the_consumer(failing: int, kind: type[BaseException]) -> None:
-    """What a reader failed with, whatever it is, is raised at the latest where its batch would come."""
-    batches = [b"a", b"b", b"c", b"d", b"e", b"f"]
-
-    def fail(number: int) -> None:
-        if number == 3 + failing:
-            raise kind("first")
-
-    read_ahead = ReadAhead([reader(batches, fail) for _ in range(3)])
-    got: list[bytes] = []
-    consuming = Running(lambda: [got.append(data) for data, _ in read_ahead])
+def test_reading_begins_before_all_tasks_are_known() -> None:
+    """What is read is handed on at once; who comes too early waits for the next task."""
+    setting = Setting(1)
+    setting.read(write)
+    setting.read_ahead.add(b"a")
+    chunks = iter(setting.read_ahead)
+    assert [next(chunks), next(chunks)] == [(b"a", 0), (b"", 1)]
+    consuming = Running(lambda: next(chunks))
+    assert not consuming.ends(within=0.1)
+    setting.read_ahead.add(b"b")
     assert consuming.ends()
-    assert isinstance(consuming.error, kind)
-    assert str(consuming.error) == "first"
-    assert b"abcdef"[: 3 + failing].startswith(b"".join(got))
-    read_ahead.stop()
-    join(read_ahead)
+    assert consuming.result == (b"b", 0)
+    setting.read_ahead.end()
+    assert list(chunks) == [(b"", 1)]
+    assert setting.end() == [None]
 
 
-def test_the_rest_of_a_failed_batch_is_not_handed_on() -> None:
-    """What a failed reader had buffered is dropped: nobody gets it, and no thread waits for room for it."""
-
-    def failing(number: int, writer: BinaryIO) -> int | None:
-        writer.write(bytes(PIPE_BYTES))
-        writer.write(b"half a row")
-        raise ZeroDivisionError
-
-    def consume() -> None:
-        read_ahead = ReadAhead([reader([b"a"]), failing])
-        chunks = iter(read_ahead)
-        assert next(chunks) == (b"a", 0)
-        join(read_ahead)
-        assert next(chunks) == (b"", 1)
-        with pytest.raises(ZeroDivisionError):
-            next(chunks)
-
-    def consume_and_collect() -> None:
-        consume()
-        gc.collect()
-
-    consuming = Running(consume_and_collect)
+def test_the_end_wakes_who_waits() -> None:
+    """Readers and the consumer, who wait for a task that does not come, learn that there is none."""
+    setting = Setting(2)
+    setting.read(write, write)
+    consuming = Running(setting.gather)
+    assert not consuming.ends(within=0.1)
+    setting.read_ahead.end()
     assert consuming.ends()
-    assert consuming.error is None
+    assert consuming.result == (b"", [])
+    assert setting.end() == [None, None]
 
 
-def test_stop_ends_readers_and_consumer() -> None:
-    """`stop` wakes readers that wait for room and a consumer that waits for bytes; no thread is left."""
-    waiting = threading.Event()
-    blocked = threading.Event()
+def test_a_buffer_may_be_used_again() -> None:
+    """What is handed over is a copy: libpq frees its buffer."""
+    setting, buffer = Setting(1), bytearray(2 * CHUNK_BYTES)
 
-    def first(number: int, writer: BinaryIO) -> int | None:
-        assert blocked.wait(PATIENCE)  # as a query that takes long, until it is cancelled
-        writer.write(b"x")
+    def read(task: bytes, writer: BinaryIO) -> int:
+        writer.write(buffer)
         writer.flush()
+        buffer[:] = b"x" * len(buffer)
         return 1
 
-    def ahead(number: int, writer: BinaryIO) -> int | None:
-        waiting.set()
-        while True:
-            writer.write(bytes(PIPE_BYTES))
+    setting.feed([b""])
+    setting.read(read)
+    assert setting.end() == [None]
+    assert setting.gather() == (bytes(2 * CHUNK_BYTES), [1])
 
-    read_ahead = ReadAhead([first, ahead])
-    consuming = Running(lambda: gather(iter(read_ahead)))
-    assert waiting.wait(PATIENCE)
-    read_ahead.stop()
-    blocked.set()
+
+# Bounds
+
+
+def test_a_wide_row_is_handed_over_in_chunks() -> None:
+    """A row of many megabytes is never a second time in memory as a whole; the bound holds within it."""
+    setting, row = Setting(1), bytes(4 * AHEAD_BYTES)
+    setting.feed([row])
+    setting.read(write)
+    assert eventually(lambda: setting.read_ahead._held >= AHEAD_BYTES - CHUNK_BYTES)
+    assert not setting.threads[0].ends(within=0.1)
+    assert setting.read_ahead._held <= AHEAD_BYTES
+    items = list(setting.read_ahead)
+    assert {len(data) for data, _ in items} == {CHUNK_BYTES, 0}
+    assert b"".join(data for data, _ in items) == row
+
+
+@pytest.mark.parametrize("readers", [1, 2, 3])
+def test_readers_ahead_hold_a_bounded_number_of_bytes(readers: int) -> None:
+    """Readers that are ahead of the consumer stop at the bound, however many rows they have, whatever their width."""
+    setting, written, lock = Setting(readers), [0], threading.Lock()
+
+    def read(row: bytes, writer: BinaryIO) -> int:
+        for _ in range(4 * AHEAD_BYTES // len(row)):
+            writer.write(row)
+            with lock:
+                written[0] += len(row)
+        return 0
+
+    tasks = [bytes(100), bytes(100_000), bytes(1_000_000)] * readers
+    setting.feed(tasks)
+    setting.read(*[read] * readers)
+    chunks = iter(setting.read_ahead)
+    next(chunks)
+    size = 0
+    while size != written[0]:
+        size = written[0]
+        time.sleep(0.1)
+    assert setting.read_ahead._held <= readers * AHEAD_BYTES
+    # Beside it, for each reader the chunk that waits for room and what its writer collects, and the chunk taken above.
+    assert size <= readers * (AHEAD_BYTES + 1_000_000 + CHUNK_BYTES) + CHUNK_BYTES
+    setting.stop.set(ZeroDivisionError())
+    assert all(isinstance(error, Stopped) for error in setting.end())
+
+
+def test_the_reader_that_the_consumer_waits_for_is_never_held_up() -> None:
+    """Others may hold all there is: the one whose bytes come next still hands over a chunk at a time."""
+    setting, full = Setting(2), threading.Event()
+
+    def read(task: str, writer: BinaryIO) -> int:
+        if task == "next":
+            assert full.wait(PATIENCE)
+        writer.write(task[:1].encode() * 3 * AHEAD_BYTES)
+        return 1
+
+    setting.feed(["next", "after"])
+    setting.read(read, read)
+    assert eventually(lambda: setting.read_ahead._held > 2 * AHEAD_BYTES - CHUNK_BYTES)
+    full.set()
+    assert setting.gather() == (b"n" * 3 * AHEAD_BYTES + b"a" * 3 * AHEAD_BYTES, [1, 1])
+    assert setting.end() == [None, None]
+
+
+# Errors and stops
+
+
+@pytest.mark.parametrize("failing", [0, 1, 4])
+@pytest.mark.parametrize("kind", [ZeroDivisionError, KeyboardInterrupt])
+def test_a_reader_that_fails_stops_all(failing: int, kind: type[BaseException]) -> None:
+    """Its error is the reason; nobody gets the rest of its task, and no thread waits for it."""
+    setting = Setting(3)
+
+    def read(task: int, writer: BinaryIO) -> int:
+        writer.write(bytes([task]) * 10)
+        if task == failing:
+            writer.write(b"half a row")
+            raise kind("first")
+        return 1
+
+    got: list[bytes] = []
+
+    def consume() -> None:
+        for data, _ in setting.read_ahead:
+            got.append(data)
+
+    consuming = Running(consume)
+    setting.read(read, read, read)
+    Running(lambda: setting.feed(range(6)))
     assert consuming.ends()
     assert isinstance(consuming.error, Stopped)
-    join(read_ahead)
+    assert isinstance(setting.stop.reason, kind)
+    setting.end()
+    gc.collect()  # a writer that is collected flushes what it holds
+    whole = b"".join(bytes([task]) * 10 for task in range(failing))
+    assert whole.startswith(b"".join(got))
 
 
-def test_stop_before_the_start() -> None:
-    """What was stopped before it began yields nothing."""
-    read_ahead = ReadAhead([reader([b"a"])])
-    read_ahead.stop()
+def test_a_stop_ends_whoever_waits() -> None:
+    """A reader that waits for room, one that waits for a task, the consumer, and the feeder: all end, at once."""
+    setting = Setting(2)
+    waiting, query = threading.Event(), threading.Event()
+
+    def read(task: str, writer: BinaryIO) -> int:
+        if task == "a query that takes long":
+            assert query.wait(PATIENCE)  # until it is cancelled
+            writer.write(b"x" * 10 * AHEAD_BYTES)
+        waiting.set()
+        writer.write(bytes(10 * AHEAD_BYTES))
+        return 1
+
+    for task in ("a query that takes long", "ahead"):
+        setting.read_ahead.add(task)
+    setting.read(read, read, read)
+    consuming = Running(setting.gather)
+    feeding = Running(lambda: setting.stop.wait_for(lambda: False))
+    assert waiting.wait(PATIENCE)
+    assert not consuming.ends(within=0.1)
+    reason = ZeroDivisionError("first")
+    setting.stop.set(reason)
+    setting.stop.set(KeyError("second"))
+    assert [one.ends() for one in (consuming, feeding)] == [True, True]
+    query.set()
+    assert all(isinstance(error, Stopped) for error in [*setting.end(), consuming.error, feeding.error])
+    assert setting.stop.reason is reason
+
+
+def test_what_is_stopped_before_it_begins_reads_nothing() -> None:
+    """No task is taken or added after a stop."""
+    setting = Setting(1)
+    setting.read_ahead.add(b"a")
+    setting.stop.set(ZeroDivisionError())
+    setting.read(write)
     with pytest.raises(Stopped):
-        gather(iter(read_ahead))
-    join(read_ahead)
+        setting.gather()
+    with pytest.raises(Stopped):
+        setting.read_ahead.add(b"b")
+    assert isinstance(setting.end()[0], Stopped)
+    assert setting.read_ahead._held == 0
 
 
-# ---- Cuts
-
-
-def test_cuts_bound_the_batches() -> None:
-    """Each cut ends a batch; the first has no lower bound, the last no upper one, and then there is none."""
-    cuts = Cuts()
-    cuts.add("10")
-    cuts.add("20")
-    cuts.finish()
-    assert [cuts.batch(number) for number in range(5)] == [(None, "10"), ("10", "20"), ("20", None), None, None]
-
-
-def test_without_a_cut_there_is_one_batch() -> None:
-    """A query smaller than a batch is one batch without bounds."""
-    cuts = Cuts()
-    cuts.finish()
-    assert [cuts.batch(0), cuts.batch(1)] == [(None, None), None]
-
-
-def test_a_batch_is_known_before_all_cuts_are() -> None:
-    """Reading starts while cuts are still being found; who asks too early waits for the cut."""
-    cuts = Cuts()
-    cuts.add("10")
-    assert cuts.batch(0) == (None, "10")
-    asking = Running(lambda: cuts.batch(1))
-    assert not asking.ends(within=0.1)
-    cuts.add("20")
-    assert asking.ends()
-    assert asking.result == ("10", "20")
-
-
-def test_the_end_of_the_cuts_wakes_who_waits() -> None:
-    """Whoever waits for a cut that does not come learns that the batch is the last, or not there."""
-    cuts = Cuts()
-    asking = [Running(lambda number=number: cuts.batch(number)) for number in range(3)]  # type: ignore[misc]
-    cuts.add("10")
-    cuts.finish()
-    assert all(one.ends() for one in asking)
-    assert [one.result for one in asking] == [(None, "10"), ("10", None), None]
-
-
-def test_an_error_in_the_search_reaches_all_who_ask() -> None:
-    """If the search for cuts fails, so does whoever asks for a batch, now or later."""
-    cuts = Cuts()
-    cuts.add("10")
-    asking = Running(lambda: cuts.batch(1))
-    cuts.finish(ZeroDivisionError("first"))
-    assert asking.ends()
-    assert isinstance(asking.error, ZeroDivisionError)
-    with pytest.raises(ZeroDivisionError, match="first"):
-        cuts.batch(0)
+def test_a_wait_that_times_out_tells() -> None:
+    """`Stop.wait_for` says whether the condition came true in time."""
+    stop = Stop()
+    assert stop.wait_for(lambda: True, 0.01) is True
+    assert stop.wait_for(lambda: False, 0.01) is False
