@@ -45,9 +45,7 @@ class Sessions:
         self._users_engine = engine
         if secrets:
             sa.event.listen(engine, "do_connect", self._add_secrets)
-        self._engine = sa.Engine(
-            NullPool(self._connect, dialect=engine.dialect), engine.dialect, engine.url, hide_parameters=True
-        )
+        self._engine = unpooled(engine, self._connect)
         self._ours = threading.local()
         self._connections: list[sa.Connection] = []
         self._pids: list[int] = []
@@ -107,15 +105,11 @@ class Sessions:
         _within(_CLOSE_SECONDS, [connection.close for connection in connections])
 
     def _connect(self) -> Any:
-        """A new connection of the driver, made as the engine makes them."""
         self._ours.connecting = True
         try:
-            made = self._pool.recreate().connect()
+            return _new_connection(self._pool)
         finally:
             self._ours.connecting = False
-        connection = made.driver_connection
-        made.detach()
-        return connection
 
     def _add_secrets(
         self, dialect: sa.Dialect, record: object, arguments: list[Any], parameters: dict[str, Any]
@@ -141,6 +135,15 @@ class Sessions:
             connection.cursor().execute(ours, (self._pids,))
 
 
+def unpooled(engine: sa.Engine, connect: Callable[[], Any] | None = None) -> sa.Engine:
+    """An engine whose connections are made as those of another, but neither come from its pool nor go there.
+
+    :param connect: makes a connection of the driver.
+    """
+    pool = NullPool(connect or (lambda: _new_connection(engine.pool)), dialect=engine.dialect)
+    return sa.Engine(pool, engine.dialect, engine.url, hide_parameters=True)
+
+
 def join(connection: sa.Connection, snapshot: str) -> None:
     """Have a new transaction of a connection see an exported snapshot."""
     connection.exec_driver_sql(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
@@ -157,6 +160,14 @@ def fetch_as_text(connection: sa.Connection, query: Query) -> None:
     oids = tuple(key | {column.oid for column in query.columns})
     as_text = psycopg2.extensions.new_type(oids, "SERVER_TEXT", psycopg2.extensions.UNICODE)
     psycopg2.extensions.register_type(as_text, driver_connection(connection))
+
+
+def _new_connection(pool: sa.Pool) -> Any:
+    """A new connection of the driver, made as a pool makes them."""
+    made = pool.recreate().connect()
+    connection = made.driver_connection
+    made.detach()
+    return connection
 
 
 def _within(seconds: float, actions: list[Callable[[], None]]) -> None:
