@@ -226,6 +226,20 @@ def test_a_wait_can_be_cancelled(items: sa.Engine, exported: Exports, client: An
     assert keys(client, bucket) == []
 
 
+def test_the_engines_pool_is_not_used(items: sa.Engine, exported: Exports) -> None:
+    """An engine whose pool is exhausted can wait as well, and gets nothing back that the wait has set."""
+    url = items.url.set(username=services.EXPORTER)
+    pooled = sa.create_engine(url, pool_size=1, max_overflow=0, pool_timeout=0.1)
+    ask = sa.text("SELECT name, setting FROM pg_settings ORDER BY name")
+    with pooled.connect() as connection:
+        before = connection.execute(ask).all()
+        assert exported(datetime.now(UTC) - timedelta(seconds=10), engine=pooled) == [1]
+    assert exported(datetime.now(UTC) - timedelta(seconds=10), engine=pooled) == [1]
+    with pooled.connect() as connection:
+        assert connection.execute(ask).all() == before
+    pooled.dispose()
+
+
 @pytest.mark.parametrize(
     "window",
     [
