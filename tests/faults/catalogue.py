@@ -15,7 +15,7 @@ from unittest import mock
 import psycopg
 
 from demo import services
-from streaming_export import snapshot
+from streaming_export.postgres import snapshot
 from tests.faults import store_proxy as on_the_way
 from tests.faults.outcome import Outcome
 from tests.faults.store_proxy import Action
@@ -424,7 +424,7 @@ def _changed_before_the_readers_come(world: World) -> Outcome:
         assert eventually(lambda: world.sql(waiting))
 
     world.network.before_connection(2, begin)
-    with mock.patch.object(snapshot, "_READER_LOCK_TIMEOUT", "300ms"):
+    with mock.patch.object(snapshot, "LOCK_SECONDS", 5):
         outcome = world.attempt()
     assert changing[0].ends()
     return outcome

@@ -84,22 +84,30 @@ class _Quirks:
 class Bucket:
     """A bucket, and how to write to it.
 
-    A request that fails transiently is tried again with growing pauses, for `PATIENCE_SECONDS`.
+    A request that fails transiently is tried again with growing pauses.
 
     :param client: a boto3 S3 client; its own retries come on top.
     :param name: of the bucket.
     :param extra_args: further arguments of the requests by their boto3 names, such as ``ServerSideEncryption``,
         ``SSEKMSKeyId``, ``ACL``, ``StorageClass``, ``Metadata``; each goes to every request that knows it.
+    :param patience: seconds after the first try in which it is tried again.
     :raises InvalidArgument: if the name can't be a bucket's, or an extra argument can't be a write's.
     """
 
-    def __init__(self, client: Any, name: str, extra_args: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        client: Any,
+        name: str,
+        extra_args: Mapping[str, Any] | None = None,
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
         if not isinstance(name, str) or not _BUCKET.fullmatch(name):
             raise InvalidArgument(
                 "bucket", name, "the name of a bucket, or an access point's alias: letters, digits, '.', '-', '_'"
             )
         self.client = client
         self.name = name
+        self.patience = patience
         self.extra_args: Mapping[str, Any] = dict(extra_args or {})
         self.stop = Stop()
         self._quirks = _Quirks()
@@ -256,7 +264,7 @@ class Bucket:
         patient: bool = True,
         failures: list[BaseException] | None = None,
     ) -> Result:
-        pause, deadline = _FIRST_PAUSE, time.monotonic() + PATIENCE_SECONDS
+        pause, deadline = _FIRST_PAUSE, time.monotonic() + self.patience
         while True:
             try:
                 return call()
