@@ -58,11 +58,11 @@ _CLIENT: dict[str, Any] = {
     "retries": {"mode": "standard", "total_max_attempts": 1},
 }
 
-# How an error says what is visible, and whether that is then the new object.
+# How an error says what is visible, and whether that is then the new object; the first that fits.
 _STATES = {
+    "may or may not be": None,
     "Nothing was published": False,
     "visible": True,
-    "may or may not be visible": None,
 }
 
 # What a task may meet before it begins to export, when it lacks memory or time.
@@ -300,7 +300,7 @@ class World:
         return [thread.name for thread in new if "process_request_thread" not in thread.name and thread.name != "proxy"]
 
     def _check_told(self, told: str, before: Visible, after: Visible, new: bool) -> None:
-        (says_new,) = {says for state, says in _STATES.items() if state in told} or {"nothing"}
+        says_new = next((says for state, says in _STATES.items() if state in told), "nothing")
         assert says_new != "nothing", f"the error does not say what was published: {told}"
         if says_new is False:
             assert after == before, f"the error says that nothing was published, and something was: {told}"

@@ -57,7 +57,7 @@ class Sessions:
         """A connection in a read-only transaction; to be used by one thread.
 
         :param snapshot: id of an exported snapshot; None for one of its own, taken by its first statement.
-        :param lock_timeout: seconds that a statement may wait for a lock.
+        :param lock_timeout: seconds that a statement may wait for a lock; the role's own setting goes before it.
         :raises DatabaseError: if the secrets have not arrived.
         """
         with translated("connecting to the database"):
@@ -67,8 +67,8 @@ class Sessions:
         connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         if snapshot is not None:
             join(connection, snapshot)
-        settings = {**self._settings, "lock_timeout": f"{lock_timeout * 1000:.0f}ms"}
-        calls = [sa.func.set_config(name, value, False) for name, value in settings.items()]
+        calls = [sa.func.set_config(name, value, False) for name, value in self._settings.items()]
+        calls.append(sa.func.set_config("lock_timeout", _unless_set("lock_timeout", f"{lock_timeout:.0f}s"), False))
         arrived = [sa.func.current_setting(name, True) for name in self._secrets]
         pid, *found = connection.execute(sa.select(sa.func.pg_backend_pid(), *arrived, *calls)).one()
         if list(found[: len(arrived)]) != list(self._secrets.values()):
@@ -137,6 +137,11 @@ class Sessions:
         ours = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = ANY(%s) AND usename = current_user"
         with contextlib.closing(self._connect()) as connection:
             connection.cursor().execute(ours, (self._pids,))
+
+
+def _unless_set(setting: str, value: str) -> Any:
+    """SQL of a setting's value, unless the role, the database or the connection has one."""
+    return sa.func.coalesce(sa.func.nullif(sa.func.current_setting(setting), "0"), value)
 
 
 def join(connection: sa.Connection, snapshot: str) -> None:
