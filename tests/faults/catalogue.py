@@ -163,7 +163,7 @@ def _manifest_out_of_sight(world: World) -> Outcome:
     world.rows = SMALL
     with (
         world.store.inject("PutManifest", on_the_way.lose_answer, times=1),
-        world.store.inject("GetManifest", on_the_way.refuse("ServiceUnavailable", 503), skip=1),
+        world.store.inject("HeadManifest", on_the_way.refuse("ServiceUnavailable", 503)),
     ):
         return world.attempt()
 
@@ -232,7 +232,7 @@ STORE += [
         "the answer to PutManifest is lost, and it can't be read",
         _manifest_out_of_sight,
         False,
-        "ServiceUnavailable.*nobody is told of them yet.*retry",
+        "whole and verified; their manifest may or may not be.*[Rr]etry",
     ),
     Fault("store", "the bucket is missing", _missing_bucket, False, "NoSuchBucket.*Nothing was published.*Create"),
     Fault(
