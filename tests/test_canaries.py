@@ -38,8 +38,13 @@ CANARIES = {
     "the key of the mask": "canary-mask-key-of-enough-bytes",
 }
 
+# Makes statements last, so that pg_stat_activity is seen to show them; called when they are planned.
+NAP = """
+CREATE FUNCTION nap() RETURNS boolean IMMUTABLE LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.1); RETURN true; END'
+"""
+
 IN_THE_DATABASE = {"PostgreSQL's log", "pg_stat_activity"}
-WHERE_PARAMETERS_SHOW = {*IN_THE_DATABASE, "Airflow's database"}
+WHERE_PARAMETERS_SHOW = {*IN_THE_DATABASE, "Airflow's database", "events of OpenLineage"}
 
 # Where a canary may be: key ranges and parameters are part of the statements, as any program's are.
 SHOWN = {
@@ -68,7 +73,7 @@ from postgres_to_s3 import PostgresToS3Operator
 
 PEOPLE = '''
 SELECT email, phone, name FROM people
-WHERE email <> :email AND email <> ALL(:listed) AND phone <> :phone AND (SELECT pg_sleep(0.1)) IS NOT NULL
+WHERE email <> :email AND email <> ALL(:listed) AND phone <> :phone AND nap()
 '''
 GIVEN = {
     "email": "{{ var.value.email }}",
@@ -242,6 +247,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, airflow_home: Path, database: 
         with psycopg.connect(people, autocommit=True) as connection:
             connection.execute("CREATE TABLE people (email text PRIMARY KEY, phone bigint, name text)")
             connection.execute(f"GRANT SELECT ON people TO {services.EXPORTER}")
+            connection.execute(NAP)
             # COPY's rows are in no log, unlike those of an INSERT.
             with connection.cursor().copy("COPY people FROM STDIN") as copy:
                 for number in range(20_000):
