@@ -17,8 +17,9 @@ from tests.conftest import open_uploads
 from tests.streaming_export.publishing import KEY, MANIFEST, publish
 from tests.streaming_export.store import Answer, hook, refusal
 
-ROUNDS = 6
+ROUNDS = 8
 DELAY = 0.01  # seconds that a request or its answer is late, at most
+LATE = 0.15  # seconds after the others that an export begins, at most: it may meet the end of another
 CONDITIONS = ("If-Match", "If-None-Match")
 
 
@@ -37,7 +38,7 @@ def ignores(client: Any, requests: str = "before-call.s3") -> None:
 
 
 def confuses(client: Any) -> None:
-    """A store for which an ETag in quotes is never that of the object, and that ignores conditions of complete (RGW)."""
+    """A store that takes an ETag in quotes for another one, and ignores conditions of complete, as Ceph RGW does."""
 
     def compare(params: dict[str, Any]) -> Answer:
         return refusal("PreconditionFailed", 412) if "If-Match" in params["headers"] else None
@@ -89,7 +90,8 @@ def test_object_and_manifest_belong_together(
 
 
 def attempt(bucket: Bucket, rows: list[bytes], max_rows: int | None) -> ExportError | None:
-    """One export; its error, if it fails."""
+    """One export, begun sooner or later; its error, if it fails."""
+    time.sleep(random.uniform(0, LATE))
     try:
         publish(bucket, rows, max_rows=max_rows)
     except ExportError as exc:
