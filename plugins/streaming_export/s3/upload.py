@@ -251,6 +251,7 @@ class Upload:
                 "complete_multipart_upload",
                 "completing",
                 sent,
+                hopeless=self._parts.is_gone,
                 give_up=self.abort,
                 UploadId=self._parts.upload_id,
                 MultipartUpload={"Parts": parts},
