@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from demo import services
-from demo.__main__ import FOLDER, LOG, airflow_failed, end_in_order, number, relative
+from demo.__main__ import FOLDER, LOG, airflow_failed, counted, end_in_order, number, relative
 from demo.guard import ask_to_stop, guarded
 from demo.steps import alive, say
 
@@ -37,7 +37,8 @@ def main() -> int:
     services.isolate_environment()
     end_in_order()
     try:
-        ui(rows)
+        with services.alone(FOLDER):
+            ui(rows)
     except KeyboardInterrupt:
         say("Stopped.")
     except RuntimeError as error:
@@ -52,9 +53,9 @@ def ui(rows: int) -> None:
         with alive():
             say("Starting PostgreSQL and an S3 server")
             database = stack.enter_context(services.postgres(FOLDER / "postgres"))
-            endpoint = stack.enter_context(services.s3(FOLDER / "s3.log"))
+            endpoint = stack.enter_context(services.s3(FOLDER / "s3"))
             services.create_bucket(endpoint)
-            say(f"Filling the table orders: {rows:,} rows")
+            say(f"Filling the table orders: {counted(rows)}")
             services.load_orders(database, rows)
             services.make_exporter(database)
             services.analytics(database)
