@@ -56,6 +56,7 @@ def demo(rows: int) -> int:
             services.make_exporter(database)
             analytics = services.analytics(database)
             say(f"Running the DAGs orders_export and orders_ingest in Airflow (output: {relative(LOG)})")
+            services.unpublish(endpoint)
             result = run_dag(database, endpoint)
             say("Downloading the file and counting its rows")
             export = result["export"]

@@ -107,6 +107,8 @@ def _start(program: Path, data: Path, lock: int, log: IO[bytes], stack: ExitStac
     command += [f"-master.dir={runtime}", f"-filer.localSocket={runtime}/filer", f"-s3.localSocket={runtime}/s3"]
     command += ["-master.telemetry=false", "-admin.ui=false", "-webdav=false"]
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
+    # No web page reads from it or writes to it through somebody's browser.
+    command += ["-disableHttp", *(f"-{part}.allowedOrigins=http://127.0.0.1" for part in ("s3", "filer"))]
     command += ["-volume.max=100000"]  # each bucket takes one; the default is what the disk can hold of full ones
     foreign = ("AWS_", "S3_", "WEED_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
