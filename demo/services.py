@@ -18,6 +18,7 @@ from psycopg.sql import SQL, Identifier
 
 from demo.embedded_postgres import postgres
 from demo.embedded_s3 import ACCESS_KEY, REGION, SECRET_KEY, moto, s3_client, seaweedfs, weed
+from demo.guard import guarded
 from demo.locked import locked
 from demo.steps import say
 
@@ -30,6 +31,7 @@ __all__ = [
     "analytics",
     "count_orders",
     "create_bucket",
+    "guarded",
     "isolate_environment",
     "keeps_objects",
     "let_browsers_read",
