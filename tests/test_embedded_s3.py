@@ -179,6 +179,21 @@ def test_an_orphan_is_ended(starter: Starter, tmp_path: Path) -> None:
         assert [path for path in embedded_s3._litter(starter.command) if path.exists()] == []
 
 
+def test_moto_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where there is no SeaweedFS the demo runs on moto, and says in one line what is different."""
+    monkeypatch.setattr(services, "weed", lambda: None)
+    with services.s3(tmp_path) as endpoint:
+        services.create_bucket(endpoint)
+        services.let_browsers_read(endpoint)
+        services.s3_client(endpoint).put_object(Bucket=services.BUCKET, Key="a", Body=b"a")
+        assert status(f"{endpoint}/{services.BUCKET}/a") == 200
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "moto takes its place, which forgets its objects" in line
+    assert not services.keeps_objects()
+
+
 def test_a_second_demo_is_told_at_once(tmp_path: Path) -> None:
     """Two demos in one folder: the second one ends at once, and its error names the process of the first."""
     told = rf"Another demo .*\(process {os.getpid()}\)"
