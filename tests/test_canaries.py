@@ -238,8 +238,11 @@ def _forms(canary: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, airflow_home: Path, database: str, endpoint: str) -> Iterator[Run]:
-    """The run, over."""
+def run(
+    tmp_path_factory: pytest.TempPathFactory, airflow_home: Path, database: str, moto_endpoint: str
+) -> Iterator[Run]:
+    """The run, over; moto takes a secret key that is a canary."""
+    services.create_bucket(moto_endpoint)
     folder = tmp_path_factory.mktemp("canaries")
     (folder / "airflow").mkdir()
     with services.postgres(folder / "postgres", TALKATIVE) as people:
@@ -255,7 +258,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, airflow_home: Path, database: 
                 copy.write_row((CANARIES["a row's key"], 1, CANARIES["a masked value"]))
                 copy.write_row((CANARIES["a row's value"], 2, "a name"))
             connection.execute("VACUUM ANALYZE people")
-        found = Run(folder, people, database, endpoint)
+        found = Run(folder, people, database, moto_endpoint)
         found.run()
         yield found
 

@@ -50,7 +50,7 @@ class Store:
 def store() -> Iterator[Store]:
     """The store with two buckets and its users."""
     policy = json.loads(json.dumps(json_block('"s3:PutObject"')).replace("BUCKET", BUCKET))
-    with services.s3() as endpoint:
+    with services.moto() as endpoint:
         for bucket in (BUCKET, OTHER):
             services.create_bucket(endpoint, bucket)
         keys_of_demo = {"aws_access_key_id": services.ACCESS_KEY, "aws_secret_access_key": services.SECRET_KEY}

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
+from demo import services
 from orders.models import Order, select_orders
-from streaming_export import EmptyResult, ExportCancelled, InvalidArgument, DatabaseError
+from streaming_export import DatabaseError, EmptyResult, ExportCancelled, InvalidArgument
 from tests.conftest import content, keys, open_uploads
 
 if TYPE_CHECKING:
@@ -249,15 +250,17 @@ def test_settings_of_the_aws_connection_reach_the_client(make: Make, connection_
 
 
 def test_role_of_the_aws_connection_is_assumed(
-    make: Make, orders: int, connection_with: Callable[..., None], endpoint: str
+    make: Make, orders: int, connection_with: Callable[..., None], bucket: str, moto_endpoint: str
 ) -> None:
-    """With `role_arn` in the extras the client has the credentials of the role."""
+    """With `role_arn` in the extras the client has the credentials of the role; moto hands out some for any role."""
     from postgres_to_s3 import s3_bucket
 
+    services.create_bucket(moto_endpoint, bucket)
     connection_with(
         "exports_s3",
+        endpoint_url=moto_endpoint,
         role_arn="arn:aws:iam::123456789012:role/exporter",
-        service_config={"sts": {"endpoint_url": endpoint}},
+        service_config={"sts": {"endpoint_url": moto_endpoint}},
     )
     operator = make()
     assert s3_bucket(operator.aws_conn_id, "b-1").client._get_credentials().method == "sts-assume-role"
