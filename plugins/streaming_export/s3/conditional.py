@@ -140,6 +140,7 @@ def check_visible(bucket: Bucket, key: str, sent: Sent) -> str:
 def _refused(ours: bool | None, failures: list[BaseException], error: StoreError) -> bool:
     """False, unless it may be an earlier try of ours, whose answer was lost, that has changed what was there."""
     if ours is None and not all(map(is_answer, failures)):
+        error.transient, error.remedy = True, "Retry."
         error.during(_UNKNOWN, None)
         raise error
     return False
