@@ -218,7 +218,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.connection.sendfile(file)
 
     def _refuse(self, status: int, code: str) -> None:
-        body = f"<Error><Code>{code}</Code><Message>refused by the benchmark's store</Message></Error>"  # S3's has no xmlns
+        # Without the namespace, as S3's: botocore finds no code otherwise.
+        body = f"<Error><Code>{code}</Code><Message>refused by the benchmark's store</Message></Error>"
         self._answer(status, body.encode())
 
     def _answer(self, status: int, body: bytes = b"", *, length: int | None = None, **headers: str) -> None:

@@ -22,6 +22,8 @@ from demo.guard import guarded
 from demo.steps import alive, say
 
 FOLDER = services.PROJECT / ".demo"
+STAYS = "stopped; its objects stay in .demo/s3, and make ui serves them again"
+GONE = "stopped; its objects are gone with it"
 LOG = FOLDER / "airflow.log"
 
 
@@ -32,7 +34,8 @@ def main() -> int:
     services.isolate_environment()
     end_in_order()
     try:
-        return demo(rows)
+        with services.alone(FOLDER):
+            return demo(rows)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
@@ -46,13 +49,14 @@ def demo(rows: int) -> int:
     say("Starting PostgreSQL")
     with alive(), services.postgres(FOLDER / "postgres") as database:
         say("Starting an S3 server")
-        with services.s3(FOLDER / "s3.log") as endpoint:
+        with services.s3(FOLDER / "s3") as endpoint:
             services.create_bucket(endpoint)
-            say(f"Filling the table orders: {rows:,} rows")
+            say(f"Filling the table orders: {counted(rows)}")
             services.load_orders(database, rows)
             services.make_exporter(database)
             analytics = services.analytics(database)
             say(f"Running the DAGs orders_export and orders_ingest in Airflow (output: {relative(LOG)})")
+            services.unpublish(endpoint)
             result = run_dag(database, endpoint)
             say("Downloading the file and counting its rows")
             export = result["export"]
@@ -64,7 +68,7 @@ def demo(rows: int) -> int:
     print_summary(result, copy, in_table, in_file, in_analytics)
     if not in_table == in_file == export["rows"] == in_analytics:
         print(
-            f"WRONG: the table has {in_table:,} rows, the file {in_file:,}, the task reported {export['rows']:,}, and"
+            f"WRONG: the table has {counted(in_table)}, the file {in_file:,}, the task reported {export['rows']:,}, and"
             f" the analytics database has {in_analytics:,}.",
             file=sys.stderr,
         )
@@ -100,7 +104,7 @@ def airflow_failed(what: str) -> RuntimeError:
 
 
 def download(endpoint: str, bucket: str, key: str, path: Path) -> None:
-    """Stream the object into the file `path`, in one request: moto reads a whole object for each range of it."""
+    """Stream the object into the file `path`."""
     with path.open("wb") as file:
         shutil.copyfileobj(services.s3_client(endpoint).get_object(Bucket=bucket, Key=key)["Body"], file, 2**20)
 
@@ -128,7 +132,8 @@ analytics database.
   time     {seconds:,.1f} s, {export["rows"] / seconds:,.0f} rows/s
   loaded   in {result["ingest"][0]["seconds"]:,.1f} s ({result["ingest"][0]["outcome"]})
   memory   the process grew by {growth:,.0f} MB at most while it exported
-  copy     {relative(copy)}, yours to open: the S3 server and its objects are gone now
+  copy     {relative(copy)}, yours to open
+  store    {STAYS if services.keeps_objects() else GONE}
 
   The first five lines:
 {lines}
@@ -153,6 +158,10 @@ def end_in_order() -> None:
 
 def relative(path: Path) -> Path:
     return path.relative_to(services.PROJECT)
+
+
+def counted(rows: int) -> str:
+    return f"{rows:,} row{'' if rows == 1 else 's'}"
 
 
 def number(text: str) -> int:

@@ -4,7 +4,6 @@ Its own launcher leaves a lock file, outlives a killed program, and as root adds
 opens all folders above its files to everybody.
 """
 
-import fcntl
 import importlib.util
 import os
 import pwd
@@ -12,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +20,7 @@ import psutil
 import psycopg
 
 from demo.guard import guarded, wait_until
+from demo.locked import locked
 
 SOCKET = ".s.PGSQL.5432"
 SOCKET_PATH_LIMIT = 103  # bytes; macOS's limit, Linux has 107
@@ -49,7 +48,7 @@ def postgres(folder: Path, settings: Mapping[str, str] | None = None) -> Iterato
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)  # whoever reaches the socket is let in
     data = folder / "data"
-    with _locked(folder / "lock") as lock, _socket_folder(folder) as sockets:
+    with locked(folder / "lock", seconds=15) as lock, _socket_folder(folder) as sockets:
         _end_orphan(data)
         if not data.exists():
             _initdb(data)
@@ -63,27 +62,6 @@ def postgres(folder: Path, settings: Mapping[str, str] | None = None) -> Iterato
         ):
             wait_until(lambda: _answers(uri), server, log, "PostgreSQL")
             yield uri
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    """Hold the lock on `path`; the guard of the server shares it, so that it outlives a killed owner."""
-    with path.open("a") as file:
-        deadline = time.monotonic() + 15
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise RuntimeError(
-                        f"{path.parent} is in use by another demo or test run. Wait for it to end, or stop it."
-                    ) from None
-                time.sleep(0.1)
-        try:
-            yield file.fileno()
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 @contextmanager

@@ -2,15 +2,17 @@
 
 `guarded` starts this file as a process between the two:
 
-    python guard.py SIGNAL SECONDS COMMAND [ARGUMENT ...]
+    python guard.py SIGNAL SECONDS LITTER COMMAND [ARGUMENT ...]
 
 Its starter holds the guard's standard input open. Once it writes to it, closes it or dies, even by
 SIGKILL, the guard sends SIGNAL to the command's process group and kills after SECONDS what is left.
-Ends with the command's exit status.
+It then removes the files and folders of LITTER, a JSON list. Ends with the command's exit status.
 """
 
 import ctypes
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,14 +38,24 @@ def guarded(
     stop: signal.Signals = signal.SIGTERM,
     seconds: float = 10,
     keep_open: Sequence[int] = (),
+    litter: Sequence[Path] = (),
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run `command` for the length of the block, its output in `log`.
 
     At the end its process group gets the signal `stop`, and after `seconds` it and all its
-    descendants are killed. `keep_open` are file descriptors that stay open until then.
+    descendants are killed. `keep_open` are file descriptors that stay open until then; `litter` are
+    files and folders that are removed after it.
     """
     guard = subprocess.Popen(
-        [sys.executable, "-P", str(Path(__file__)), stop.name, str(seconds), *command],
+        [
+            sys.executable,
+            "-P",
+            str(Path(__file__)),
+            stop.name,
+            str(seconds),
+            json.dumps(list(map(str, litter))),
+            *command,
+        ],
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -80,7 +92,8 @@ def wait_until(ready: Callable[[], bool], guard: subprocess.Popen[bytes], log: I
 
 def main() -> int:
     """Be the guard."""
-    stop_signal, seconds, command = signal.Signals[sys.argv[1]], float(sys.argv[2]), sys.argv[3:]
+    stop_signal, seconds, command = signal.Signals[sys.argv[1]], float(sys.argv[2]), sys.argv[4:]
+    litter = [Path(path) for path in json.loads(sys.argv[3])]
     # The starter decides about the end, so that it comes in order. Handlers, unlike SIG_IGN, are
     # not inherited by the command.
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -92,6 +105,8 @@ def main() -> int:
     threading.Thread(target=_stop_on_request, args=(child, stop_signal, seconds), daemon=True).start()
     status = child.wait()
     _kill_descendants()
+    for path in litter:
+        remove(path)
     return status if status >= 0 else 128 - status
 
 
@@ -101,6 +116,14 @@ def _stop_on_request(child: subprocess.Popen[bytes], stop_signal: signal.Signals
         os.killpg(child.pid, stop_signal)
         time.sleep(seconds)
         _kill_descendants()
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _kill_descendants() -> None:

@@ -7,79 +7,100 @@ opened it dies in whatever way (see guard.py). Nothing listens beyond this machi
 import hashlib
 import json
 import os
-import re
-import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import boto3
 import psycopg
-from botocore.config import Config
 from psycopg.sql import SQL, Identifier
 
 from demo.embedded_postgres import postgres
-from demo.guard import guarded, wait_until
+from demo.embedded_s3 import ACCESS_KEY, REGION, SECRET_KEY, moto, s3_client, seaweedfs, weed
+from demo.guard import guarded
+from demo.locked import locked
+from demo.steps import say
 
 __all__ = [
+    "ACCESS_KEY",
+    "REGION",
+    "SECRET_KEY",
     "airflow_environment",
+    "alone",
     "analytics",
     "count_orders",
     "create_bucket",
+    "guarded",
     "isolate_environment",
+    "keeps_objects",
+    "let_browsers_read",
     "load_orders",
     "make_exporter",
+    "moto",
     "postgres",
     "s3",
     "s3_client",
+    "unpublish",
 ]
 
 PROJECT = Path(__file__).resolve().parent.parent
 BUCKET = "exports"
-REGION = "us-east-1"
 EXPORTER = "orders_exporter"  # as in plugins/orders/exporter_role.sql
-ACCESS_KEY, SECRET_KEY = "demo", "demo-secret"  # the S3 server takes any
 
 
 @contextmanager
-def s3(log: Path | None = None) -> Iterator[str]:
-    """Run an S3 server (moto) in a process of its own; yields its endpoint URL.
+def s3(folder: Path | None = None) -> Iterator[str]:
+    """Run the S3 server that everything here shares, SeaweedFS; yields its endpoint URL.
 
-    It takes any access key, listens on a loopback port that the kernel chooses, and forgets its
-    objects at the end. Its log goes to `log`, or nowhere.
+    Its objects stay in `folder`; without one they are gone at the end. Where there is no SeaweedFS it is moto, which
+    forgets its objects in any case.
     """
-    command = [sys.executable, "-P", "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-    found: list[str] = []
-    with log.open("w+b") if log else tempfile.TemporaryFile() as output:
+    with ExitStack() as stack:
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s3-")))
+        folder.mkdir(parents=True, exist_ok=True)
+        if weed():
+            server = seaweedfs(folder)
+        else:
+            say("There is no SeaweedFS for this machine: moto takes its place, which forgets its objects at the end.")
+            server = moto(folder / "log")
+        yield stack.enter_context(server)
 
-        def find() -> bool:
-            text = os.pread(output.fileno(), 10_000, 0).decode(errors="replace")
-            found.extend(re.findall(r"Running on (http://127\.0\.0\.1:\d+)", text))
-            return bool(found)
 
-        with guarded(command, output) as server:
-            wait_until(find, server, output, "The S3 server")
-            yield found[0]
+def keeps_objects() -> bool:
+    """Whether the server of `s3` finds its objects again when it is started in the same folder."""
+    return weed() is not None
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only demo in `folder`. Raises RuntimeError at once if another one is running."""
+    with locked(folder / "lock"):
+        yield
 
 
 def create_bucket(endpoint_url: str, bucket: str = BUCKET) -> None:
-    """Create `bucket` on the server at `endpoint_url`; a browser may read what is in it."""
-    s3_client(endpoint_url).create_bucket(Bucket=bucket, ACL="public-read")
+    """Create `bucket` on the server at `endpoint_url`, unless it is there."""
+    client = s3_client(endpoint_url)
+    with suppress(client.exceptions.BucketAlreadyOwnedByYou):
+        client.create_bucket(Bucket=bucket)
 
 
-def s3_client(endpoint_url: str, config: Config | None = None) -> Any:
-    """A boto3 client for the server of `s3`, whatever AWS settings the user has."""
-    return boto3.client(
-        "s3",
-        endpoint_url=endpoint_url,
-        region_name=REGION,
-        aws_access_key_id=ACCESS_KEY,
-        aws_secret_access_key=SECRET_KEY,
-        config=config,
-    )
+def unpublish(endpoint_url: str, bucket: str = BUCKET, prefix: str = "orders/orders-") -> None:
+    """Remove the manifests of the nightly files: a run by hand replaces no file that has one (orders/runs.py)."""
+    client = s3_client(endpoint_url)
+    for item in client.list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", []):
+        if item["Key"].endswith(".manifest.json"):
+            client.delete_object(Bucket=bucket, Key=item["Key"])
+
+
+def let_browsers_read(endpoint_url: str, bucket: str = BUCKET) -> None:
+    """Let anybody on this machine read an object by its plain URL, which is where the operator's link leads."""
+    resource = f"arn:aws:s3:::{bucket}/*"
+    statement = {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": resource}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    s3_client(endpoint_url).put_bucket_policy(Bucket=bucket, Policy=policy)
 
 
 def load_orders(uri: str, rows: int) -> int:

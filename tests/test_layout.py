@@ -80,11 +80,11 @@ def lines_of(path: str) -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize("path", REQUIREMENTS)
 def test_each_requirement_is_pinned_and_has_a_reason(path: str) -> None:
-    """A requirement has one version, and the comment behind it says what for."""
+    """A requirement has one version, perhaps only for some machines, and the comment behind it says what for."""
     wrong = [
         requirement
         for requirement, comment in lines_of(path)
-        if not re.fullmatch(r"[\w.-]+(\[[\w,-]+\])?==[\w.]+", requirement) or not comment
+        if not re.fullmatch(r"[\w.-]+(\[[\w,-]+\])?==[\w.]+( ; .+)?", requirement) or not comment
     ]
     assert not wrong, f"{path}: write NAME==VERSION  # what it is for"
 

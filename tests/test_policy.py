@@ -15,8 +15,10 @@ import pytest
 import sqlalchemy as sa
 
 from demo import services
-from streaming_export import StoreError, UploadError, export, ingest, move_pointer, preview, published_by
+from streaming_export import Bucket, StoreError, move_latest, published_by
+from streaming_ingest import ingest
 from tests.conftest import content, keys, open_uploads
+from tests.streaming_export.exporting import export, preview
 from tests.streaming_export.store import hook, refusal
 from tests.test_readme import json_block
 
@@ -48,7 +50,7 @@ class Store:
 def store() -> Iterator[Store]:
     """The store with two buckets and its users."""
     policy = json.loads(json.dumps(json_block('"s3:PutObject"')).replace("BUCKET", BUCKET))
-    with services.s3() as endpoint:
+    with services.moto() as endpoint:
         for bucket in (BUCKET, OTHER):
             services.create_bucket(endpoint, bucket)
         keys_of_demo = {"aws_access_key_id": services.ACCESS_KEY, "aws_secret_access_key": services.SECRET_KEY}
@@ -92,8 +94,9 @@ def test_exports_that_succeed(exporter: sa.Engine, store: Store, owner: Any, cap
             preview(query, **places)
             result = export(query, run={"run": f"{hour}"}, **places)
             taken_at = NOON + timedelta(hours=hour)
-            assert move_pointer(client, BUCKET, "orders/latest.json", str(result.manifest_url), taken_at)
-            assert published_by(client, BUCKET, "orders/a.csv") == f"{hour}"
+            exports = Bucket(client, BUCKET)
+            assert move_latest(exports, "orders/latest.json", str(result.manifest_url), taken_at)
+            assert published_by(exports, "orders/a.csv") == f"{hour}"
     assert caplog.messages == []
     assert keys(owner, BUCKET) == ["orders/a.csv", "orders/latest.json"]
     assert content(owner, BUCKET, "orders/a.csv") == b"a\n1\n"
@@ -103,7 +106,7 @@ def test_an_export_that_fails(exporter: sa.Engine, store: Store, owner: Any, cap
     """Its upload can be aborted."""
     client = store.client("exporter")
     hook(client, "CompleteMultipartUpload", lambda params: refusal("QuotaFull"))
-    with caplog.at_level(logging.WARNING), pytest.raises(UploadError, match="QuotaFull"):
+    with caplog.at_level(logging.WARNING), pytest.raises(StoreError, match="QuotaFull"):
         export(LARGE, engine=exporter, client=client, bucket=BUCKET, key="orders/a.csv")
     assert caplog.messages == []
     assert keys(owner, BUCKET) == open_uploads(owner, BUCKET) == []
@@ -128,7 +131,7 @@ def test_what_a_killed_export_left(
 def test_an_export_to_elsewhere(exporter: sa.Engine, store: Store, owner: Any, bucket: str, key: str) -> None:
     """Another prefix, or another bucket, is refused by the store: nothing is written, and what is there stays."""
     owner.put_object(Bucket=bucket, Key=key, Body=b"theirs")
-    with pytest.raises(UploadError, match=f"s3://{bucket}/{key}") as caught:
+    with pytest.raises(StoreError, match=f"s3://{bucket}/{key}") as caught:
         export(LARGE, engine=exporter, client=store.client("exporter"), bucket=bucket, key=key)
     assert caught.value.code == "AccessDenied"
     assert keys(owner, bucket) == [key]
@@ -138,8 +141,8 @@ def test_an_export_to_elsewhere(exporter: sa.Engine, store: Store, owner: Any, b
 
 def test_a_pointer_elsewhere(store: Store, owner: Any) -> None:
     """The pointer is held to the prefix, too."""
-    with pytest.raises(UploadError) as caught:
-        move_pointer(store.client("exporter"), BUCKET, "latest.json", "s3://b/m", NOON)
+    with pytest.raises(StoreError) as caught:
+        move_latest(Bucket(store.client("exporter"), BUCKET), "latest.json", "s3://b/m", NOON)
     assert caught.value.code == "AccessDenied"
     assert keys(owner, BUCKET) == []
 
@@ -157,9 +160,9 @@ def test_other_calls(exporter: sa.Engine, store: Store, owner: Any, call: str) -
 
 def test_a_loader_only_reads(exporter: sa.Engine, engine: sa.Engine, schema: str, store: Store, owner: Any) -> None:
     """For loading an export, s3:GetObject is enough, and needed."""
-    where: dict[str, Any] = {"engine": engine, "bucket": BUCKET, "schema": schema, "table": "loaded"}
+    where: dict[str, Any] = {"engine": engine, "schema": schema, "table": "loaded"}
     client = store.client("exporter")
     result = export(SMALL, engine=exporter, client=client, bucket=BUCKET, key="orders/a.csv")
-    assert ingest(str(result.manifest_url), client=store.client("loader"), **where).rows == 1
+    assert ingest(str(result.manifest_url), bucket=Bucket(store.client("loader"), BUCKET), **where).rows == 1
     with pytest.raises(StoreError):
-        ingest(f"s3://{BUCKET}/elsewhere.json", client=client, **where)
+        ingest(f"s3://{BUCKET}/elsewhere.json", bucket=Bucket(client, BUCKET), **where)

@@ -12,8 +12,9 @@ import pytest
 import sqlalchemy as sa
 
 from demo import services
-from streaming_export import UploadError, export, move_pointer
+from streaming_export import Bucket, StoreError, move_latest
 from tests.conftest import content
+from tests.streaming_export.exporting import export
 from tests.streaming_export.store import hook, record, refusal
 
 README = (services.PROJECT / "README.md").read_text(encoding="utf-8")
@@ -35,7 +36,7 @@ def test_engine_example(
     orders: int, exporter: sa.Engine, client: Any, endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The example of the engine runs as it stands, but for where database and store are, in under ten lines."""
-    example = python_block("from streaming_export import export")
+    example = python_block("from streaming_export import Bucket, Export")
     assert len(example.splitlines()) < 10
     if services.BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
         services.create_bucket(endpoint)
@@ -111,9 +112,9 @@ def test_the_policy_allows_exactly_what_is_asked_for(exporter: sa.Engine, endpoi
     large = "SELECT i, repeat('x', 1000) AS x FROM generate_series(1, 60000) AS i"
     for key in ("small.csv", "large.csv", "large.csv"):
         export("SELECT 1 AS one" if key == "small.csv" else large, key=key, **places)
-    move_pointer(client, bucket, "latest.json", "s3://b/m", datetime.now(UTC), {}, {})
-    hook(client, "UploadPart", lambda params: refusal("InternalError", 500))
-    with pytest.raises(UploadError):
+    move_latest(Bucket(client, bucket), "latest.json", "s3://b/m", datetime.now(UTC))
+    hook(client, "UploadPart", lambda params: refusal("AccessDenied"))
+    with pytest.raises(StoreError):
         export(large, key="large.csv", **places)
     statements = json_block('"Statement"')["Statement"]
     allowed = {action for statement in statements for action in statement["Action"]}

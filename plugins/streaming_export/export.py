@@ -232,6 +232,8 @@ class Export:
             first = self._first_failure(exc)
             state, published = _state(files)
             if isinstance(first, ExportError):
+                if published and first.published is None:
+                    first.state = "The files are visible, whole and verified; their manifest may or may not be."
                 first.during(state, published)
             else:
                 first.add_note(f"{state} Retry; if it comes again, see what the worker lacks: memory, perhaps.")

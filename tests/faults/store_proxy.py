@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import re
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -70,15 +71,22 @@ class StoreProxy:
     """Passes requests on to a store, but for those that a rule takes.
 
     :param endpoint: URL of the store.
+    :param tls: what the proxy needs to speak TLS as `localhost`; it speaks plain HTTP to the store.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, tls: ssl.SSLContext | None = None) -> None:
         self.upstream = urllib.parse.urlsplit(endpoint).netloc
         self._rules: list[_Rule] = []
+        #: What happens to the requests that no rule takes.
+        self.default: Action = pass_on
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.proxy = self
+        if tls:
+            # Each connection shakes hands in its own thread, when it is first read from.
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+        scheme, host = ("https", "localhost") if tls else ("http", "127.0.0.1")
         #: URL for the client.
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.url = f"{scheme}://{host}:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), name="proxy", daemon=True).start()
 
     @contextlib.contextmanager
@@ -97,7 +105,7 @@ class StoreProxy:
 
     def action_for(self, operation: str) -> Action:
         """What shall happen to a request."""
-        return next((rule.action for rule in list(self._rules) if rule.takes(operation)), pass_on)
+        return next((rule.action for rule in list(self._rules) if rule.takes(operation)), self.default)
 
     def close(self) -> None:
         """End all connections."""
@@ -125,6 +133,41 @@ class Exchange:
         """A header of the request."""
         return self._handler.headers.get(name)
 
+    @property
+    def path(self) -> str:
+        """Path and query of the request."""
+        return self._handler.path
+
+    @property
+    def operation(self) -> str:
+        """What S3 calls the request."""
+        return operation_of(self._handler.command, self.path)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the request's body."""
+        return self._length
+
+    def body(self) -> bytes:
+        """The request's body."""
+        self.take_body()
+        return bytes(self._body)
+
+    def discard_chunks(self) -> None:
+        """Receive a body of chunks (RFC 9112, 7.1), whose length is not known before."""
+        read = self._handler.rfile
+        while size := int(read.readline().split(b";")[0], 16):
+            read.read(size)
+            read.readline()
+        while read.readline().strip():
+            pass  # trailers
+
+    def drop_headers(self, names: str) -> None:
+        """Have the store not see the request's headers of these names (a regular expression)."""
+        for name in list(self._handler.headers):
+            if re.fullmatch(names, name, re.IGNORECASE):
+                del self._handler.headers[name]
+
     def ask(self) -> tuple[int, dict[str, str], bytes]:
         """The store's answer: status, headers and body."""
         handler = self._handler
@@ -136,6 +179,15 @@ class Exchange:
             answer = store.getresponse()
             kept = {name: value for name, value in answer.getheaders() if name.lower() not in _HOP_BY_HOP}
             return answer.status, kept, answer.read()
+
+    def etag(self) -> str | None:
+        """The ETag of the object that is there, without its quotes, or None if there is none."""
+        upstream = self._handler.server.proxy.upstream
+        with contextlib.closing(http.client.HTTPConnection(upstream, timeout=PATIENCE)) as store:
+            signed = {name: value for name, value in self._handler.headers.items() if name.lower() == "authorization"}
+            store.request("HEAD", self.path, headers=signed)
+            etag = store.getresponse().getheader("ETag")
+        return etag and etag.strip('"')
 
     def answer(self, status: int, headers: dict[str, str], body: bytes, share: float = 1.0) -> None:
         """Answer the client, with that share of the body."""
@@ -223,12 +275,12 @@ def pass_on(exchange: Exchange) -> None:
     exchange.answer(*exchange.ask())
 
 
-def refuse(code: str, status: int) -> Action:
+def refuse(code: str, status: int, message: str = "injected by a test") -> Action:
     """Answer in the store's place."""
 
     def action(exchange: Exchange) -> None:
         exchange.take_body()
-        error = f"<Error><Code>{code}</Code><Message>injected by a test</Message></Error>"
+        error = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
         exchange.answer(status, {"Content-Type": "application/xml"}, error.encode())
 
     return action

@@ -109,5 +109,5 @@ class Worker:
         raised = [entry["error_detail"][0] for entry in entries if entry["event"] == "Task failed with exception"]
         if not raised:
             return Outcome(False, None, "killed")
-        told = " ".join([raised[0]["exc_value"], *raised[0]["exc_notes"]])
+        told = " ".join([raised[0]["exc_value"], *raised[0]["exc_notes"]]).replace("\n", " ")
         return Outcome(False, told, raised[0]["exc_type"])

@@ -29,12 +29,13 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from demo import services
-from streaming_export import ExportError, IngestError, export, manifest_reader
-from streaming_export.verified import VerifiedFile
+from streaming_export import Bucket, ExportError, manifest
+from streaming_ingest.verified import VerifiedFile
 from tests.conftest import make_exporter
 from tests.faults.outcome import Outcome
 from tests.faults.store_proxy import MANIFEST, StoreProxy
 from tests.faults.tasks import Worker
+from tests.streaming_export.exporting import export
 from tests.streaming_export.proxy import proxied
 from tests.streaming_export.waiting import PATIENCE, Running, eventually
 
@@ -50,17 +51,18 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 READ_TIMEOUT = 3  # seconds, after which a request that hangs is given up
+STORE_PATIENCE = 5  # seconds in which it is tried again
 _CLIENT: dict[str, Any] = {
     "connect_timeout": READ_TIMEOUT,
     "read_timeout": READ_TIMEOUT,
-    "retries": {"mode": "standard", "total_max_attempts": 2},
+    "retries": {"mode": "standard", "total_max_attempts": 1},
 }
 
-# How an error says what is visible, and whether that is then the new object.
+# How an error says what is visible, and whether that is then the new object; the first that fits.
 _STATES = {
+    "may or may not be": None,
     "Nothing was published": False,
     "visible": True,
-    "Whether it was published is not known": None,
 }
 
 # What a task may meet before it begins to export, when it lacks memory or time.
@@ -83,7 +85,7 @@ def outcome_of(exporting: Running) -> Outcome:
     if exporting.error is None:
         return Outcome(True, None, "published")
     assert isinstance(exporting.error, ExportError), repr(exporting.error)
-    return Outcome(False, str(exporting.error), type(exporting.error).__name__)
+    return Outcome(False, str(exporting.error).replace("\n", " "), type(exporting.error).__name__)
 
 
 class Database:
@@ -241,7 +243,8 @@ class World:
             sa.event.listen(engine, "connect", lambda connection, _: on_connect(connection.info.backend_pid))
         way = options or (WAYS[self.chance.choice(list(WAYS))] if query is None else {})
         arguments = {"bucket": self.bucket, "key": KEY, "application_name": self.name, **way}
-        return Running(lambda: export(query or self.query, engine=engine, client=self.client, **arguments))
+        arguments |= {"engine": engine, "client": self.client, "patience": STORE_PATIENCE}
+        return Running(lambda: export(query or self.query, **arguments))
 
     # ---- What must be true
 
@@ -297,7 +300,7 @@ class World:
         return [thread.name for thread in new if "process_request_thread" not in thread.name and thread.name != "proxy"]
 
     def _check_told(self, told: str, before: Visible, after: Visible, new: bool) -> None:
-        (says_new,) = {says for state, says in _STATES.items() if state in told} or {"nothing"}
+        says_new = next((says for state, says in _STATES.items() if state in told), "nothing")
         assert says_new != "nothing", f"the error does not say what was published: {told}"
         if says_new is False:
             assert after == before, f"the error says that nothing was published, and something was: {told}"
@@ -310,10 +313,11 @@ class World:
         """A manifest is of the object that is there, or whoever reads by it notices."""
         if after.manifest is None or self._describes(after):
             return
-        manifest = manifest_reader.read(self.direct, f"s3://{self.bucket}/{KEY}{MANIFEST}", self.bucket)
+        bucket = Bucket(self.direct, self.bucket)
+        published = manifest.read(bucket, f"s3://{self.bucket}/{KEY}{MANIFEST}")
         try:
-            VerifiedFile(self.direct, self.bucket, manifest.files[0], None).verify()
-        except IngestError:
+            VerifiedFile(bucket, published.files[0], None).verify()
+        except ExportError:
             return
         raise AssertionError("a manifest is of another object, and its reader does not notice")
 

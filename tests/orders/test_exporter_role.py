@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from demo import services
 from demo.embedded_postgres import program
 from orders.models import select_orders
-from streaming_export import export
+from tests.streaming_export.exporting import export
 from tests.conftest import content
 
 SCRIPT = services.PROJECT / "plugins" / "orders" / "exporter_role.sql"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from streaming_export import export
+from streaming_export import Bucket, ManifestInvalid
+from tests.streaming_export.exporting import export
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +41,7 @@ def published(exporter: sa.Engine, client: Any, bucket: str) -> None:
 def chosen(client: Any, bucket: str, run: Any, **changed: Any) -> str:
     from orders.runs import choose_task
 
-    return choose_task(form(**changed), run, client, bucket, KEY)
+    return choose_task(form(**changed), run, Bucket(client, bucket), KEY)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,13 @@ def test_a_run_by_hand_never_replaces_a_nightly_file(published: None, client: An
         assert chosen(client, bucket, dag_run(run_type=run_type)) == "export_selection"
     assert chosen(client, bucket, dag_run(run_id="nightly")) == "export_orders"
     assert chosen(client, bucket, dag_run(run_type="scheduled")) == "export_orders"
+
+
+def test_something_else_in_the_place_of_a_manifest(client: Any, bucket: str) -> None:
+    """Whether another run has published the file can't be told then: the run fails, and names what is there."""
+    client.put_object(Bucket=bucket, Key=f"{KEY}.manifest.json", Body=b'{"a": 1}')
+    with pytest.raises(ManifestInvalid, match=f"s3://{bucket}/{KEY}.manifest.json"):
+        chosen(client, bucket, dag_run())
 
 
 @pytest.mark.parametrize(

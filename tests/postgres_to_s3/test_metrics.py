@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from orders.models import select_orders
-from streaming_export import QueryError, UploadError
+from streaming_export import Bucket, DatabaseError, StoreError
 from tests.postgres_to_s3.test_operator import CONTEXT, Make, make
 from tests.streaming_export.store import hook, refusal
 
@@ -60,11 +60,11 @@ def test_what_was_published(make: Make, orders: int, metrics: Backend) -> None:
 
 def test_what_failed(make: Make, orders: int, metrics: Backend, client: Any, bucket: str) -> None:
     """A failure counts by its exception, and no rows."""
-    with pytest.raises(QueryError):
+    with pytest.raises(DatabaseError):
         make(query="SELECT * FROM not_there").execute(CONTEXT)
-    with pytest.raises(UploadError):
+    with pytest.raises(StoreError):
         make(s3_bucket="not-there").execute(CONTEXT)
-    assert metrics.given == {"postgres_to_s3.failures.QueryError": 1, "postgres_to_s3.failures.UploadError": 1}
+    assert metrics.given == {"postgres_to_s3.failures.DatabaseError": 1, "postgres_to_s3.failures.StoreError": 1}
     assert metrics.tags == [TAGS] * 2
 
 
@@ -77,11 +77,11 @@ def test_a_pointer_that_is_not_moved(
 
     store = services.s3_client(endpoint)
     hook(store, "PutObject", lambda params: refusal("AccessDenied") if "latest.json" in params["url_path"] else None)
-    monkeypatch.setattr(operator, "s3_client", lambda conn_id: store)
-    with pytest.raises(UploadError, match="AccessDenied"):
+    monkeypatch.setattr(operator, "s3_bucket", lambda conn_id, name, extra_args: Bucket(store, name))
+    with pytest.raises(StoreError, match="AccessDenied"):
         make(latest_key="latest.json").execute(CONTEXT)
     assert metrics.given["postgres_to_s3.rows"] == orders
-    assert metrics.given["postgres_to_s3.failures.UploadError"] == 1
+    assert metrics.given["postgres_to_s3.failures.StoreError"] == 1
 
 
 def test_nothing_to_publish(make: Make, orders: int, metrics: Backend) -> None:

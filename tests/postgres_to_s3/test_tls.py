@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from demo.embedded_postgres import SOCKET
-from streaming_export import ExportCancelled, QueryError
+from streaming_export import DatabaseError, ExportCancelled
 from tests.conftest import content, keys, open_uploads
 from tests.postgres_to_s3.test_operator import CONTEXT, Make, make, queries
 from tests.postgres_to_s3.tls import Authority, TlsProxy, tls_proxied
@@ -60,7 +60,7 @@ def behind(database: str, authority: Authority, airflow_home: Path, monkeypatch:
 
 def refused(make: Make, client: Any, bucket: str, why: str) -> None:
     """The export fails and says why, without the password, before anything is read or written."""
-    with pytest.raises(QueryError, match=why) as caught:
+    with pytest.raises(DatabaseError, match=why) as caught:
         make(readers=3).execute(CONTEXT)
     assert "Nothing was published" in str(caught.value)
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))

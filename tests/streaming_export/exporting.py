@@ -6,14 +6,21 @@ import dataclasses
 from typing import Any
 
 from streaming_export import Bucket, Export, ExportResult, Options, Preview, open_csv
+from streaming_export.s3.bucket import PATIENCE_SECONDS
 
 
 def new_export(
-    query: Any, *, client: Any, bucket: str, extra_args: dict[str, Any] | None = None, **arguments: Any
+    query: Any,
+    *,
+    client: Any,
+    bucket: str,
+    extra_args: dict[str, Any] | None = None,
+    patience: float = PATIENCE_SECONDS,
+    **arguments: Any,
 ) -> Export:
     """An export with what `Export` and `Options` take."""
     options = take_options(arguments)
-    return Export(query, bucket=Bucket(client, bucket, extra_args), options=options, **arguments)
+    return Export(query, bucket=Bucket(client, bucket, extra_args, patience), options=options, **arguments)
 
 
 def export(query: Any, **arguments: Any) -> ExportResult:

@@ -55,7 +55,7 @@ class Sessions:
         """A connection in a read-only transaction; to be used by one thread.
 
         :param snapshot: id of an exported snapshot; None for one of its own, taken by its first statement.
-        :param lock_timeout: seconds that a statement may wait for a lock.
+        :param lock_timeout: seconds that a statement may wait for a lock; the role's own setting goes before it.
         :raises DatabaseError: if the secrets have not arrived.
         """
         with translated("connecting to the database"):
@@ -65,8 +65,8 @@ class Sessions:
         connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         if snapshot is not None:
             join(connection, snapshot)
-        settings = {**self._settings, "lock_timeout": f"{lock_timeout * 1000:.0f}ms"}
-        calls = [sa.func.set_config(name, value, False) for name, value in settings.items()]
+        calls = [sa.func.set_config(name, value, False) for name, value in self._settings.items()]
+        calls.append(sa.func.set_config("lock_timeout", _unless_set("lock_timeout", f"{lock_timeout:.0f}s"), False))
         arrived = [sa.func.current_setting(name, True) for name in self._secrets]
         pid, *found = connection.execute(sa.select(sa.func.pg_backend_pid(), *arrived, *calls)).one()
         if list(found[: len(arrived)]) != list(self._secrets.values()):
@@ -142,6 +142,11 @@ def unpooled(engine: sa.Engine, connect: Callable[[], Any] | None = None) -> sa.
     """
     pool = NullPool(connect or (lambda: _new_connection(engine.pool)), dialect=engine.dialect)
     return sa.Engine(pool, engine.dialect, engine.url, hide_parameters=True)
+
+
+def _unless_set(setting: str, value: str) -> Any:
+    """SQL of a setting's value, unless the role, the database or the connection has one."""
+    return sa.func.coalesce(sa.func.nullif(sa.func.current_setting(setting), "0"), value)
 
 
 def join(connection: sa.Connection, snapshot: str) -> None:

@@ -30,7 +30,6 @@ MAX_KEY_BYTES = 1024  # Amazon S3 User Guide, "Naming Amazon S3 objects"
 PATIENCE_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0
 
-
 # Old buckets have longer names, with capitals and underscores (Amazon S3 User Guide, "Bucket naming rules").
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
@@ -84,22 +83,30 @@ class _Quirks:
 class Bucket:
     """A bucket, and how to write to it.
 
-    A request that fails transiently is tried again with growing pauses, for `PATIENCE_SECONDS`.
+    A request that fails transiently is tried again with growing pauses.
 
     :param client: a boto3 S3 client; its own retries come on top.
     :param name: of the bucket.
     :param extra_args: further arguments of the requests by their boto3 names, such as ``ServerSideEncryption``,
         ``SSEKMSKeyId``, ``ACL``, ``StorageClass``, ``Metadata``; each goes to every request that knows it.
+    :param patience: seconds after the first try in which it is tried again.
     :raises InvalidArgument: if the name can't be a bucket's, or an extra argument can't be a write's.
     """
 
-    def __init__(self, client: Any, name: str, extra_args: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        client: Any,
+        name: str,
+        extra_args: Mapping[str, Any] | None = None,
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
         if not isinstance(name, str) or not _BUCKET.fullmatch(name):
             raise InvalidArgument(
                 "bucket", name, "the name of a bucket, or an access point's alias: letters, digits, '.', '-', '_'"
             )
         self.client = client
         self.name = name
+        self.patience = patience
         self.extra_args: Mapping[str, Any] = dict(extra_args or {})
         self.stop = Stop()
         self._quirks = _Quirks()
@@ -142,6 +149,7 @@ class Bucket:
         *,
         patient: bool = True,
         failures: list[BaseException] | None = None,
+        hopeless: Callable[[], bool] = lambda: False,
         **arguments: Any,
     ) -> Any:
         """Send one request, with the extra arguments that it knows; again while it fails transiently.
@@ -150,11 +158,12 @@ class Bucket:
         :param doing: for the error, as in "starting".
         :param patient: False: it is tried once.
         :param failures: gets botocore's error of each try that failed.
+        :param hopeless: asked before each new try; True ends them.
         :raises StoreError: if the store refused or failed.
         :raises Stopped: if the export shall end meanwhile.
         """
         doing = f"{doing} {self.url(key)}"
-        return self._try(doing, lambda: self._call(operation, key, **arguments), patient, failures)
+        return self._try(doing, lambda: self._call(operation, key, **arguments), patient, failures, hopeless)
 
     def head(self, key: str, *, patient: bool = True) -> ObjectInfo | None:
         """What the store says about an object; None if there is none.
@@ -234,14 +243,15 @@ class Bucket:
             Metadata=self.metadata(export_id),
         )
 
-    def unfinished_uploads(self, key: str) -> Iterator[tuple[str, datetime]]:
+    def unfinished_uploads(self, key: str, *, patient: bool = True) -> Iterator[tuple[str, datetime]]:
         """Id and start of each multipart upload of a key that was neither completed nor aborted.
 
+        :param patient: False: it is asked once.
         :raises StoreError: if the store refused or failed.
         """
         page: dict[str, Any] = {"Prefix": key}
         while True:
-            answer = self.request("list_multipart_uploads", key, "looking at", **page)
+            answer = self.request("list_multipart_uploads", key, "looking at", patient=patient, **page)
             for upload in answer.get("Uploads", []):
                 if upload["Key"] == key:
                     yield upload["UploadId"], upload["Initiated"]
@@ -255,8 +265,9 @@ class Bucket:
         call: Callable[[], Result],
         patient: bool = True,
         failures: list[BaseException] | None = None,
+        hopeless: Callable[[], bool] = lambda: False,
     ) -> Result:
-        pause, deadline = _FIRST_PAUSE, time.monotonic() + PATIENCE_SECONDS
+        pause, deadline = _FIRST_PAUSE, time.monotonic() + self.patience
         while True:
             try:
                 return call()
@@ -264,7 +275,7 @@ class Bucket:
                 if failures is not None:
                     failures.append(exc)
                 error = store_error(doing, exc)
-                if not (patient and error.transient and time.monotonic() + pause < deadline):
+                if not (patient and error.transient and time.monotonic() + pause < deadline) or hopeless():
                     raise error from exc
             log.warning("%s Trying again in %.1f s.", error.failed, pause)
             self.stop.sleep(pause)

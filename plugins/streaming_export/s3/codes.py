@@ -45,8 +45,9 @@ _READING_REMEDIES = {
 _TRANSIENT_REMEDY = "It may pass by itself: retry."
 _REMEDY = "Fix the cause, then export again."
 
-# A token that has expired is a new one in the next try; a digest that differs was damaged on its way.
-_TRANSIENT = {
+#: Codes of failures that may pass. A token that has expired is a new one in the next try; a digest that differs
+#: was damaged on its way.
+TRANSIENT = {
     *("SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "429"),
     *("InternalError", "ServiceUnavailable", "OperationAborted", "ConditionalRequestConflict", "RequestTimeout"),
     *("BadDigest", "ExpiredToken", "500", "502", "503", "504"),
@@ -66,7 +67,7 @@ def store_error(doing: str, exc: ClientError | BotoCoreError) -> StoreError:
     :param doing: what was being done, and to what, as in "completing s3://…".
     """
     code, status, message = _parts(exc)
-    transient = code in _TRANSIENT or status in _TRANSIENT_STATUSES
+    transient = code in TRANSIENT or status in _TRANSIENT_STATUSES
     remedy = _REMEDIES.get(code, _TRANSIENT_REMEDY if transient else _REMEDY)
     if doing.startswith("reading"):
         remedy = _READING_REMEDIES.get(code, remedy)

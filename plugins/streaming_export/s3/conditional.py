@@ -55,6 +55,7 @@ def write(
     *,
     sent: Sent,
     replaces: str | None,
+    hopeless: Callable[[], bool] = lambda: False,
     give_up: Callable[[], bool] = lambda: False,
     **arguments: Any,
 ) -> bool:
@@ -66,6 +67,7 @@ def write(
     :param doing: for the error, as in "completing".
     :param sent: what the object is recognised by.
     :param replaces: ETag of what is there, without quotes; None: nothing is; `ANYTHING`: no condition.
+    :param hopeless: asked before each new try; True ends them.
     :param give_up: called after a failure; returns whether it has made sure that nothing can become visible any more.
     :returns: False if another writer has replaced what was there; nothing was written then.
     :raises StoreError: if the store refused or failed; it says so if the object may be visible.
@@ -74,7 +76,7 @@ def write(
     condition, failures = bucket.condition(replaces), list[BaseException]()
     error: StoreError | Stopped
     try:
-        bucket.request(operation, key, doing, failures=failures, **condition, **arguments)
+        bucket.request(operation, key, doing, failures=failures, hopeless=hopeless, **condition, **arguments)
         return True
     except (StoreError, Stopped) as exc:
         error = exc
@@ -89,7 +91,8 @@ def write(
                 return _refused(sent.wrote(found) if seen else None, failures, error)
             why = f"The store takes {bucket.url(key)} for changed, which it is not"
         bucket.distrust_conditions(why)
-        return write(bucket, operation, key, doing, sent=sent, replaces=ANYTHING, give_up=give_up, **arguments)
+        arguments |= {"hopeless": hopeless, "give_up": give_up}
+        return write(bucket, operation, key, doing, sent=sent, replaces=ANYTHING, **arguments)
     if _is_visible(bucket, key, sent, replaces, certain=give_up() or all(map(is_answer, failures)), error=error):
         return True
     raise error
@@ -137,6 +140,7 @@ def check_visible(bucket: Bucket, key: str, sent: Sent) -> str:
 def _refused(ours: bool | None, failures: list[BaseException], error: StoreError) -> bool:
     """False, unless it may be an earlier try of ours, whose answer was lost, that has changed what was there."""
     if ours is None and not all(map(is_answer, failures)):
+        error.transient, error.remedy = True, "Retry."
         error.during(_UNKNOWN, None)
         raise error
     return False

@@ -11,7 +11,7 @@ from typing import Any
 from isal import isal_zlib
 
 from streaming_export.cancellation import Stop, Stopped
-from streaming_export.errors import VerificationError
+from streaming_export.errors import StoreError, VerificationError
 from streaming_export.s3.bucket import Bucket
 from streaming_export.s3.conditional import base64_crc32
 
@@ -99,6 +99,13 @@ class Parts:
         """What completes the upload; all parts have arrived."""
         return [part.result() for part in self._parts]
 
+    def is_gone(self) -> bool:
+        """Whether the upload is complete, or another export has aborted it: some stores answer 500 from there on."""
+        try:
+            return self.upload_id not in [one for one, _ in self._bucket.unfinished_uploads(self._key, patient=False)]
+        except StoreError:
+            return False
+
     def settle(self, seconds: float) -> None:
         """Wait for the parts in flight, whatever becomes of them."""
         wait(self._flying, seconds)
@@ -118,7 +125,7 @@ class Parts:
     def _request(self, number: int, part: bytes) -> dict[str, Any]:
         doing = f"sending part {number} of"
         where: dict[str, Any] = {"UploadId": self.upload_id, "PartNumber": number}
-        answer = self._bucket.request("upload_part", self._key, doing, **where, Body=part)
+        answer = self._bucket.request("upload_part", self._key, doing, hopeless=self.is_gone, **where, Body=part)
         received, crc32 = answer.get("ChecksumCRC32"), base64_crc32(isal_zlib.crc32(part))
         if received not in (None, crc32):
             raise VerificationError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from botocore.exceptions import BotoCoreError
 from isal import isal_zlib
 
 from streaming_export.cancellation import Stop, cancelled
@@ -95,7 +96,7 @@ class Upload:
                 log.warning("Aborting an unfinished upload of %s, started %s.", self.url, started)
                 self._abort_upload(upload_id)
         except StoreError as exc:
-            if exc.transient or exc.code == "NoSuchBucket":
+            if exc.code == "NoSuchBucket" or isinstance(exc.__cause__, BotoCoreError):  # no answer of the store's
                 raise
             log.warning(
                 "Cannot look for unfinished uploads of %s (%s); if an earlier attempt was killed, its parts stay until"
@@ -250,6 +251,7 @@ class Upload:
                 "complete_multipart_upload",
                 "completing",
                 sent,
+                hopeless=self._parts.is_gone,
                 give_up=self.abort,
                 UploadId=self._parts.upload_id,
                 MultipartUpload={"Parts": parts},

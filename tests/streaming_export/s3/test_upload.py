@@ -193,9 +193,18 @@ def test_the_answer_of_complete_needs_no_etag(client: Any, bucket: str) -> None:
     assert stored.etag == client.head_object(Bucket=bucket, Key="a.csv")["ETag"].strip('"')
 
 
+def hook_once_published(client: Any, operation: str, function: Callable[[dict[str, Any]], Any]) -> None:
+    """The same as `hook`, but not before the upload is complete: what is found first is what it replaces."""
+
+    def begin(**_: Any) -> None:
+        hook(client, operation, function)
+
+    client.meta.events.register("after-call.s3.CompleteMultipartUpload", begin)
+
+
 def test_another_size_in_the_store_is_an_error(client: Any, bucket: str) -> None:
     """An object whose size in the store is not what was sent is reported, with both sizes, as visible."""
-    hook(client, "HeadObject", lambda params: answer(ContentLength=5, ETag='"etag"'))
+    hook_once_published(client, "HeadObject", lambda params: answer(ContentLength=5, ETag='"etag"'))
     expected = rf"visible with 5 bytes and .*, but {len(DATA)} bytes with .* were sent"
     with pytest.raises(VerificationError, match=expected):
         send(client, bucket, DATA)
@@ -763,7 +772,8 @@ def test_the_store_has_the_checksum_of_the_whole_object(client: Any, bucket: str
 def test_another_checksum_in_the_store_is_an_error(client: Any, bucket: str) -> None:
     """An object of the right size whose content is another is reported, as visible."""
     other = {"ChecksumCRC32": crc32(b"other"), "ChecksumType": "FULL_OBJECT"}
-    hook(client, "HeadObject", lambda params: answer(ContentLength=len(DATA), ETag='"etag"', **other))
+    found = answer(ContentLength=len(DATA), ETag='"etag"', **other)
+    hook_once_published(client, "HeadObject", lambda params: found)
     with pytest.raises(VerificationError, match=r"is visible .*CRC32 .* Do not use it"):
         send(client, bucket, DATA)
 

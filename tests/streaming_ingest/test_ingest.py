@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -17,24 +18,23 @@ import sqlalchemy as sa
 
 from demo import services
 from streaming_export import (
-    ColumnsChanged,
+    Bucket,
+    DatabaseError,
+    Export,
     ExportResult,
     ForeignBucket,
-    IngestError,
-    IngestResult,
     InvalidArgument,
-    LoadError,
     ManifestInvalid,
     ManifestMissing,
-    ManifestTooNew,
     ObjectChanged,
+    Options,
     StoreError,
-    export,
-    ingest,
+    VerificationError,
 )
+from streaming_ingest import ColumnsChanged, IngestResult, ingest
 from tests.conftest import content
 
-Export = Callable[..., ExportResult]
+Publish = Callable[..., ExportResult]
 Load = Callable[..., IngestResult]
 
 WINDOW = ("2026-11-01T00:00:00+00:00", "2026-11-02T00:00:00+00:00")
@@ -69,12 +69,14 @@ def items(sql: Callable[[str], list[Any]], schema: str) -> None:
 
 
 @pytest.fixture
-def publish(exporter: sa.Engine, client: Any, bucket: str) -> Export:
+def publish(exporter: sa.Engine, client: Any, bucket: str) -> Publish:
     """Exports the table items."""
 
     def run(query: str = "SELECT * FROM items", **arguments: Any) -> ExportResult:
-        defaults: dict[str, Any] = {"key": "items.csv", "unique_key": "id"}
-        return export(query, engine=exporter, client=client, bucket=bucket, **defaults | arguments)
+        names = {field.name for field in dataclasses.fields(Options)} & arguments.keys()
+        options = Options(**{name: arguments.pop(name) for name in names})
+        defaults: dict[str, Any] = {"key": "items.csv", "unique_key": "id", "options": options}
+        return Export(query, engine=exporter, bucket=Bucket(client, bucket), **defaults | arguments).run()
 
     return run
 
@@ -85,7 +87,8 @@ def load(engine: sa.Engine, client: Any, bucket: str, analytics: str) -> Load:
 
     def run(what: ExportResult | str, **arguments: Any) -> IngestResult:
         url = what if isinstance(what, str) else str(what.manifest_url)
-        defaults = {"engine": engine, "client": client, "bucket": bucket, "table": "loaded", "schema": analytics}
+        where = Bucket(arguments.pop("client", client), arguments.pop("bucket", bucket))
+        defaults: dict[str, Any] = {"engine": engine, "bucket": where, "table": "loaded", "schema": analytics}
         return ingest(url, **defaults | arguments)
 
     return run
@@ -145,7 +148,7 @@ INSERT INTO kinds VALUES (
 
 @pytest.mark.parametrize("options", [{}, {"compression": "gzip"}, {"compression": "zstd", "max_file_rows": 1}])
 def test_every_kind_of_value_comes_back(
-    publish: Export, load: Load, sql: Callable[[str], list[Any]], analytics: str, options: dict[str, Any]
+    publish: Publish, load: Load, sql: Callable[[str], list[Any]], analytics: str, options: dict[str, Any]
 ) -> None:
     """What is loaded equals what was exported, in SQL: in its own type, arrays as jsonb, enums and such as text."""
     sql(KINDS)
@@ -171,7 +174,7 @@ def test_every_kind_of_value_comes_back(
 
 
 def test_first_load_makes_the_table(
-    publish: Export, load: Load, loaded: Callable[[], list[Any]], history: Callable[[], list[Any]],
+    publish: Publish, load: Load, loaded: Callable[[], list[Any]], history: Callable[[], list[Any]],
     sql: Callable[[str], list[Any]], analytics: str,
 ) -> None:  # fmt: skip
     """Schema, table and history are made from the manifest, with the unique key as primary key."""
@@ -186,7 +189,7 @@ def test_first_load_makes_the_table(
 
 
 def test_an_export_of_all_rows_replaces_all(
-    publish: Export, load: Load, loaded: Callable[[], list[Any]], sql: Callable[[str], list[Any]]
+    publish: Publish, load: Load, loaded: Callable[[], list[Any]], sql: Callable[[str], list[Any]]
 ) -> None:
     """Rows that are gone from the source are gone after the next full load."""
     load(publish())
@@ -195,7 +198,9 @@ def test_an_export_of_all_rows_replaces_all(
     assert loaded() == [(3, "drei")]
 
 
-def test_an_export_without_rows_empties_the_table(publish: Export, load: Load, loaded: Callable[[], list[Any]]) -> None:
+def test_an_export_without_rows_empties_the_table(
+    publish: Publish, load: Load, loaded: Callable[[], list[Any]]
+) -> None:
     """No rows are as good a state as any other."""
     load(publish())
     assert load(publish("SELECT * FROM items WHERE id > 99")).rows == 0
@@ -203,7 +208,7 @@ def test_an_export_without_rows_empties_the_table(publish: Export, load: Load, l
 
 
 def test_a_window_is_put_in_by_the_unique_key(
-    publish: Export, load: Load, loaded: Callable[[], list[Any]], history: Callable[[], list[Any]]
+    publish: Publish, load: Load, loaded: Callable[[], list[Any]], history: Callable[[], list[Any]]
 ) -> None:
     """An export of a window changes and adds its own rows, and leaves all others."""
     load(publish())
@@ -216,21 +221,21 @@ def test_a_window_is_put_in_by_the_unique_key(
     assert history() == [("replaced", 3), ("upserted", 2)]
 
 
-def test_a_window_of_nothing_but_keys(publish: Export, load: Load, loaded: Callable[[], list[Any]]) -> None:
+def test_a_window_of_nothing_but_keys(publish: Publish, load: Load, loaded: Callable[[], list[Any]]) -> None:
     """A table of one column takes windows too."""
     load(publish("SELECT id FROM items"))
     load(publish("SELECT id + 1 AS id FROM items", window=WINDOW))
     assert loaded() == [(1,), (2,), (3,), (4,)]
 
 
-def test_a_window_needs_a_unique_key(publish: Export, load: Load) -> None:
+def test_a_window_needs_a_unique_key(publish: Publish, load: Load) -> None:
     """Without a unique key nobody knows which rows those of a window replace: refused."""
-    with pytest.raises(LoadError, match="no unique key"):
+    with pytest.raises(ManifestInvalid, match="no unique key"):
         load(publish(unique_key=None, window=WINDOW))
 
 
 def test_the_same_event_twice(
-    publish: Export, load: Load, loaded: Callable[[], list[Any]], history: Callable[[], list[Any]],
+    publish: Publish, load: Load, loaded: Callable[[], list[Any]], history: Callable[[], list[Any]],
     sql: Callable[[str], list[Any]], analytics: str,
 ) -> None:  # fmt: skip
     """A second delivery changes nothing, also after later loads: not the table, not the history."""
@@ -243,7 +248,7 @@ def test_the_same_event_twice(
 
 
 def test_the_same_event_at_the_same_time(
-    publish: Export, load: Load, loaded: Callable[[], list[Any]], history: Callable[[], list[Any]]
+    publish: Publish, load: Load, loaded: Callable[[], list[Any]], history: Callable[[], list[Any]]
 ) -> None:
     """Loads of one table wait for each other: of eight at once, of the very first export, one does it."""
     first = publish()
@@ -254,7 +259,7 @@ def test_the_same_event_at_the_same_time(
 
 
 def test_a_late_event_does_not_bring_old_rows_back(
-    publish: Export, load: Load, loaded: Callable[[], list[Any]], sql: Callable[[str], list[Any]]
+    publish: Publish, load: Load, loaded: Callable[[], list[Any]], sql: Callable[[str], list[Any]]
 ) -> None:
     """An export whose snapshot is older than that of a loaded export of the same rows is left out."""
     old, old_window = publish(key="old.csv"), publish(key="window.csv", window=WINDOW)
@@ -266,7 +271,9 @@ def test_a_late_event_does_not_bring_old_rows_back(
     assert load(old).outcome == "outdated"
 
 
-def test_a_late_event_of_another_window_is_loaded(publish: Export, load: Load, loaded: Callable[[], list[Any]]) -> None:
+def test_a_late_event_of_another_window_is_loaded(
+    publish: Publish, load: Load, loaded: Callable[[], list[Any]]
+) -> None:
     """A later snapshot of another window says nothing of this one's rows."""
     one = publish("SELECT 1::bigint AS id", key="one.csv", window=WINDOW)
     load(publish("SELECT 2::bigint AS id", window=(WINDOW[1], "2026-11-03T00:00:00+00:00")))
@@ -275,7 +282,7 @@ def test_a_late_event_of_another_window_is_loaded(publish: Export, load: Load, l
 
 
 def test_a_late_export_of_all_rows_takes_no_window_away(
-    publish: Export, load: Load, loaded: Callable[[], list[Any]], history: Callable[[], list[Any]]
+    publish: Publish, load: Load, loaded: Callable[[], list[Any]], history: Callable[[], list[Any]]
 ) -> None:
     """What a window with a later snapshot had added is named for being loaded again, until it is."""
     all_rows = publish("SELECT 1::bigint AS id", key="all.csv")
@@ -293,7 +300,7 @@ def test_a_late_export_of_all_rows_takes_no_window_away(
 
 
 def test_of_a_window_that_was_exported_again_the_last_is_loaded_again(
-    publish: Export, load: Load, loaded: Callable[[], list[Any]]
+    publish: Publish, load: Load, loaded: Callable[[], list[Any]]
 ) -> None:
     """A rerun has replaced the manifest of the first run: it is named once, and not any more when it is loaded."""
     all_rows = publish("SELECT 1::bigint AS id", key="all.csv")
@@ -307,7 +314,7 @@ def test_of_a_window_that_was_exported_again_the_last_is_loaded_again(
 
 
 def test_a_later_export_of_all_rows_has_the_windows_too(
-    publish: Export, load: Load, loaded: Callable[[], list[Any]]
+    publish: Publish, load: Load, loaded: Callable[[], list[Any]]
 ) -> None:
     """A window whose snapshot is earlier is not loaded again."""
     load(publish("SELECT 2::bigint AS id", key="window.csv", window=WINDOW))
@@ -316,7 +323,7 @@ def test_a_later_export_of_all_rows_has_the_windows_too(
 
 
 def test_a_dropped_table_is_made_anew(
-    publish: Export, load: Load, loaded: Callable[[], list[Any]], sql: Callable[[str], list[Any]], analytics: str
+    publish: Publish, load: Load, loaded: Callable[[], list[Any]], sql: Callable[[str], list[Any]], analytics: str
 ) -> None:
     """Dropping the table is how to have an export loaded again: its history goes with it."""
     first = publish()
@@ -328,13 +335,13 @@ def test_a_dropped_table_is_made_anew(
 
 @pytest.mark.parametrize("compression", [None, "gzip", "zstd"])
 def test_an_object_that_was_replaced(
-    publish: Export, load: Load, loaded: Callable[[], list[Any]], client: Any, bucket: str, compression: Any
+    publish: Publish, load: Load, loaded: Callable[[], list[Any]], client: Any, bucket: str, compression: Any
 ) -> None:
     """If the object is no longer the one that the manifest describes, the error says so and nothing is loaded."""
     load(publish(key="before.csv"))
     result = publish("SELECT 9::bigint AS id, 'nine' AS name", compression=compression)
     client.put_object(Bucket=bucket, Key=result.key, Body=b"id,name\n8,x\n")
-    with pytest.raises(ObjectChanged, match=r"replaced \(its ETag differs\).*Nothing was loaded"):
+    with pytest.raises(ObjectChanged, match=r"replaced \(its ETag differs\)(.|\n)*Nothing was loaded"):
         load(result)
     assert len(loaded()) == 3
 
@@ -342,7 +349,7 @@ def test_an_object_that_was_replaced(
 @pytest.mark.parametrize("compression", [None, "gzip", "zstd"])
 @pytest.mark.parametrize("change", ["same size", "shorter", "longer"])
 def test_bytes_that_were_tampered_with(
-    publish: Export, load: Load, loaded: Callable[[], list[Any]], client: Any, bucket: str, edit: Callable[..., None],
+    publish: Publish, load: Load, loaded: Callable[[], list[Any]], client: Any, bucket: str, edit: Callable[..., None],
     compression: Any, change: str,
 ) -> None:  # fmt: skip
     """Size and SHA-256 of what was streamed are compared: an ETag alone convinces nobody."""
@@ -357,7 +364,7 @@ def test_bytes_that_were_tampered_with(
     assert len(loaded()) == 3
 
 
-def test_an_object_that_is_gone(publish: Export, load: Load, client: Any, bucket: str) -> None:
+def test_an_object_that_is_gone(publish: Publish, load: Load, client: Any, bucket: str) -> None:
     """A file that the lifecycle removed is told from one that was replaced."""
     result = publish()
     client.delete_object(Bucket=bucket, Key="items.csv")
@@ -365,78 +372,18 @@ def test_an_object_that_is_gone(publish: Export, load: Load, client: Any, bucket
         load(result)
 
 
-def test_a_manifest_that_is_missing(load: Load, bucket: str) -> None:
-    """Without a manifest nothing was published."""
-    with pytest.raises(ManifestMissing, match="was not published"):
-        load(f"s3://{bucket}/items.csv.manifest.json")
-
-
-def test_a_manifest_that_is_truncated(publish: Export, load: Load, client: Any, bucket: str) -> None:
-    """Half a manifest is refused, whatever the half says."""
-    result = publish()
-    text = content(client, bucket, "items.csv.manifest.json")
-    client.put_object(Bucket=bucket, Key="items.csv.manifest.json", Body=text[: len(text) // 2])
-    with pytest.raises(ManifestInvalid, match="truncated"):
-        load(result)
-
-
-def test_a_manifest_of_a_newer_version(publish: Export, load: Load, edit: Callable[..., None]) -> None:
-    """What a later program meant by its manifest is not guessed."""
-    result = publish()
-    edit(lambda document: document.update(manifest_version=2))
-    with pytest.raises(ManifestTooNew, match=r"version 2.*up to 1"):
-        load(result)
-
-
-def test_members_that_are_not_known_are_ignored(publish: Export, load: Load, edit: Callable[..., None]) -> None:
-    """A version may gain members without becoming another one."""
-    result = publish()
-    edit(lambda document: document.update(colour="green"))
-    assert load(result).outcome == "replaced"
-
-
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        (lambda document: document.pop("files"), "the document does not fit"),
-        (lambda document: document["files"][0].update(rows="3"), r"files\.0\.rows does not fit"),
-        (lambda document: document.update(manifest_version="1"), "manifest_version does not fit"),
-        (lambda document: document.update(rows=4), "do not add up"),
-        (lambda document: document["entries"][0]["meta"].update(content_length=1), "entries are not its files"),
-        (lambda document: document["columns"][0].update(name="name"), "same name"),
-        (lambda document: document["columns"][1].update(name="a\0b"), "does not allow"),
-        (lambda document: document["unique_key"].update(name="nope"), "none of its columns"),
-        (lambda document: document["snapshot"].update(taken_at="yesterday"), "no time in ISO 8601"),
-        (lambda document: document["snapshot"].update(taken_at="2026-11-01T00:00:00"), "no time zone"),
-    ],
-)
-def test_a_manifest_that_is_not_valid(
-    publish: Export, load: Load, edit: Callable[..., None], change: Any, why: str
-) -> None:
-    """A manifest that contradicts its schema or itself is refused, and the error says in what."""
-    result = publish()
-    edit(change)
-    with pytest.raises(ManifestInvalid, match=why):
-        load(result)
-
-
-def test_an_object_of_another_bucket(publish: Export, load: Load, edit: Callable[..., None], client: Any) -> None:
-    """A manifest can't make the consumer read what lies elsewhere, nor lie elsewhere itself."""
-    result = publish()
+def test_a_manifest_that_cannot_be_used(load: Load, loaded: Callable[[], list[Any]], bucket: str, client: Any) -> None:
+    """The error of a manifest (tests/streaming_export/test_manifest.py) says that nothing was loaded."""
+    client.put_object(Bucket=bucket, Key="m.json", Body=b"{}")
+    for url, error in {"m.json": ManifestInvalid, "none.json": ManifestMissing}.items():
+        with pytest.raises(error, match="\nNothing was loaded"):
+            load(f"s3://{bucket}/{url}")
     with pytest.raises(ForeignBucket):
-        load(result, bucket="another")
-
-    def lead_away(document: dict[str, Any]) -> None:
-        for item in (*document["files"], *document["entries"]):
-            item["url"] = "s3://another/items.csv"
-
-    edit(lead_away)
-    with pytest.raises(ForeignBucket, match=r"s3://another/items\.csv"):
-        load(result)
+        load("s3://another/m.json")
 
 
 def test_a_manifest_cannot_speak_sql(
-    publish: Export, load: Load, edit: Callable[..., None], sql: Callable[[str], list[Any]], analytics: str
+    publish: Publish, load: Load, edit: Callable[..., None], sql: Callable[[str], list[Any]], analytics: str
 ) -> None:
     """Types that are not on the list are text, and names are quoted: nothing of a manifest is run."""
     name = 'x" int); DROP TABLE items; SELECT %s'
@@ -449,7 +396,7 @@ def test_a_manifest_cannot_speak_sql(
 
 
 def test_a_column_that_was_added(
-    publish: Export, load: Load, loaded: Callable[[], list[Any]], sql: Callable[[str], list[Any]]
+    publish: Publish, load: Load, loaded: Callable[[], list[Any]], sql: Callable[[str], list[Any]]
 ) -> None:
     """A new column is named and nothing is loaded, unless the consumer was told to add columns.
 
@@ -459,7 +406,7 @@ def test_a_column_that_was_added(
     load(before)
     sql("ALTER TABLE items ADD price numeric, ADD tags text[]; UPDATE items SET price = 1.50, tags = '{a}'")
     result = publish()
-    with pytest.raises(ColumnsChanged, match=r"new in the export: price \(numeric\), tags \(jsonb\).*add_columns"):
+    with pytest.raises(ColumnsChanged, match=r"new in the export: price \(numeric\), tags \(jsonb\)(.|\n)*add_columns"):
         load(result)
     assert loaded()[0] == (1, "one")
     load(result, add_columns=True)
@@ -469,7 +416,7 @@ def test_a_column_that_was_added(
 
 
 def test_columns_that_were_removed_or_changed(
-    publish: Export, load: Load, loaded: Callable[[], list[Any]], sql: Callable[[str], list[Any]]
+    publish: Publish, load: Load, loaded: Callable[[], list[Any]], sql: Callable[[str], list[Any]]
 ) -> None:
     """A column that is gone or has another type is named; adding columns is no way around it."""
     load(publish())
@@ -481,42 +428,59 @@ def test_columns_that_were_removed_or_changed(
     assert len(loaded()) == 3
 
 
-def test_columns_in_another_order(publish: Export, load: Load, loaded: Callable[[], list[Any]]) -> None:
+def test_columns_in_another_order(publish: Publish, load: Load, loaded: Callable[[], list[Any]]) -> None:
     """Columns are told by name, not by place."""
     load(publish())
     load(publish("SELECT name, id FROM items"))
     assert loaded()[0] == (1, "one")
 
 
-def test_rows_are_counted(publish: Export, load: Load, edit: Callable[..., None]) -> None:
+def test_rows_are_counted(publish: Publish, load: Load, edit: Callable[..., None]) -> None:
     """If Postgres got another number of rows than the manifest tells, nothing stays."""
     result = publish()
     edit(lambda document: (document.update(rows=4), document["files"][0].update(rows=4)))
-    with pytest.raises(LoadError, match=r"got 3 rows .* tells of 4"):
+    with pytest.raises(VerificationError, match=r"got 3 rows .* lists 4"):
         load(result)
 
 
-def test_rows_are_counted_by_file(publish: Export, load: Load, edit: Callable[..., None]) -> None:
+def test_rows_are_counted_by_file(publish: Publish, load: Load, edit: Callable[..., None]) -> None:
     """A total that is right does not excuse files that are not."""
     result = publish(max_file_rows=2)
     edit(lambda document: [file.update(rows=3 - file["rows"]) for file in document["files"]])
-    with pytest.raises(LoadError, match=r"items-00001\.csv, and the manifest tells of 1"):
+    with pytest.raises(VerificationError, match=r"items-00001\.csv, and the manifest lists 1"):
         load(result)
 
 
-def test_a_header_of_other_columns(publish: Export, load: Load, edit: Callable[..., None]) -> None:
+def test_a_header_of_other_columns(publish: Publish, load: Load, edit: Callable[..., None]) -> None:
     """The file's own header has the last word on which column is which."""
     result = publish()
     edit(lambda document: document["columns"].reverse())
-    with pytest.raises(LoadError, match="BadCopyFileFormat"):
+    with pytest.raises(DatabaseError, match="BadCopyFileFormat"):
         load(result)
 
 
-def test_errors_hold_no_value_of_a_row(publish: Export, load: Load, edit: Callable[..., None]) -> None:
+def test_a_manifest_from_before(
+    publish: Publish, load: Load, edit: Callable[..., None], loaded: Callable[[], list[Any]]
+) -> None:
+    """A manifest of an earlier version of this program is loaded, with what it had and this one has not."""
+    result = publish()
+
+    def age(document: dict[str, Any]) -> None:
+        document.pop("export_id")
+        document["unique_key"].update(first="1", last="3")
+        for column in document["columns"]:
+            column["nullable"] = None
+
+    edit(age)
+    assert load(result).outcome == "replaced"
+    assert len(loaded()) == 3
+
+
+def test_errors_hold_no_value_of_a_row(publish: Publish, load: Load, edit: Callable[..., None]) -> None:
     """What Postgres says of a value that it refuses stays out of the error, and so out of logs."""
     result = publish()
     edit(lambda document: document["columns"][1].update(type="integer"))
-    with pytest.raises(LoadError) as error:
+    with pytest.raises(DatabaseError) as error:
         load(result)
     assert "one" not in str(error.value).split("loading")[1].replace("Nothing", "")
     assert error.value.sqlstate == "22P02"
@@ -531,7 +495,7 @@ def test_arguments_are_checked(load: Load) -> None:
 
 
 def test_a_role_that_may_create_nothing(
-    publish: Export, load: Load, engine: sa.Engine, sql: Callable[[str], list[Any]], analytics: str
+    publish: Publish, load: Load, engine: sa.Engine, sql: Callable[[str], list[Any]], analytics: str
 ) -> None:
     """Once all tables are there, a role needs no right to create any."""
     load(publish())
@@ -558,6 +522,9 @@ class Failing:
     def __init__(self, client: Any, error: BaseException) -> None:
         self._client, self._errors = client, [error]
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
     def get_object(self, **arguments: Any) -> Any:
         answer = self._client.get_object(**arguments)
         if "IfMatch" in arguments:
@@ -570,17 +537,17 @@ class Failing:
         return b""
 
 
-def test_a_store_that_fails_in_the_middle(publish: Export, load: Load, client: Any) -> None:
+def test_a_store_that_fails_in_the_middle(publish: Publish, load: Load, client: Any) -> None:
     """A connection that breaks while an object is read is an error of the store, and may be retried."""
     from botocore.exceptions import ResponseStreamingError
 
     result = publish()
-    with pytest.raises(StoreError, match="retrying is safe"):
+    with pytest.raises(StoreError, match="Nothing was loaded"):
         load(result, client=Failing(client, ResponseStreamingError(error="reset")))
     assert load(result).outcome == "replaced"
 
 
-def test_an_interruption_stays_one(publish: Export, load: Load, client: Any) -> None:
+def test_an_interruption_stays_one(publish: Publish, load: Load, client: Any) -> None:
     """What is raised into a load (a time-out, Ctrl-C) comes out as it is, though the driver stands between."""
     with pytest.raises(KeyboardInterrupt):
         load(publish(), client=Failing(client, KeyboardInterrupt()))
@@ -597,7 +564,7 @@ def waiting(sql: Callable[[str], list[Any]]) -> int:
 
 
 def test_the_connection_is_ended_inside_the_transaction(
-    publish: Export, load: Load, loaded: Callable[[], list[Any]], history: Callable[[], list[Any]],
+    publish: Publish, load: Load, loaded: Callable[[], list[Any]], history: Callable[[], list[Any]],
     engine: sa.Engine, sql: Callable[[str], list[Any]], analytics: str,
 ) -> None:  # fmt: skip
     """If the server ends the load's connection, nothing has changed, and a retry does it."""
@@ -609,7 +576,7 @@ def test_the_connection_is_ended_inside_the_transaction(
         blocker.exec_driver_sql(f'LOCK "{analytics}".loaded IN SHARE MODE', execution_options={"no_parameters": True})
         future = thread.submit(load, result)
         sql(f"SELECT pg_terminate_backend({waiting(sql)})")
-        with pytest.raises(LoadError, match="Nothing was loaded; retrying is safe"):
+        with pytest.raises(DatabaseError, match="Nothing was loaded"):
             future.result(30)
     assert (loaded(), history()) == before
     assert load(result).outcome == "replaced"
@@ -619,15 +586,16 @@ def test_the_connection_is_ended_inside_the_transaction(
 PROGRAM = """
 import sys, sqlalchemy
 from demo import services
-from streaming_export import ingest
+from streaming_export import Bucket
+from streaming_ingest import ingest
 uri, endpoint, url, bucket, schema = sys.argv[1:]
-ingest(url, engine=sqlalchemy.create_engine(uri), client=services.s3_client(endpoint), bucket=bucket,
+ingest(url, engine=sqlalchemy.create_engine(uri), bucket=Bucket(services.s3_client(endpoint), bucket),
        table="loaded", schema=schema)
 """
 
 
 def test_the_process_is_killed_inside_the_transaction(
-    publish: Export, load: Load, loaded: Callable[[], list[Any]], history: Callable[[], list[Any]],
+    publish: Publish, load: Load, loaded: Callable[[], list[Any]], history: Callable[[], list[Any]],
     engine: sa.Engine, sql: Callable[[str], list[Any]], analytics: str, endpoint: str, bucket: str,
 ) -> None:  # fmt: skip
     """If the worker is killed, the server rolls back by itself, and a retry does it."""
@@ -654,7 +622,7 @@ def test_the_process_is_killed_inside_the_transaction(
 
 
 def test_readers_never_see_an_empty_table(
-    publish: Export, load: Load, engine: sa.Engine, sql: Callable[[str], list[Any]], analytics: str
+    publish: Publish, load: Load, engine: sa.Engine, sql: Callable[[str], list[Any]], analytics: str
 ) -> None:
     """Whoever reads while a load runs, or began before it, neither waits nor sees anything but whole states."""
     load(publish())
@@ -666,9 +634,9 @@ def test_readers_never_see_an_empty_table(
     assert sql(count) == [(1,)]
 
 
-def test_memory_is_flat(publish: Export, load: Load, sql: Callable[[str], list[Any]]) -> None:
+def test_memory_is_flat(publish: Publish, load: Load, sql: Callable[[str], list[Any]]) -> None:
     """The process does not grow with the file, nor with how well it is compressed."""
-    sql("INSERT INTO items SELECT n, repeat('x', 1000) FROM generate_series(4, 200000) n")
+    sql("INSERT INTO items SELECT n, repeat('x', 1000) FROM generate_series(4, 80000) n")
     result = publish(compression="zstd")
     process = psutil.Process()
     before = peak = process.memory_info().rss
@@ -682,14 +650,8 @@ def test_memory_is_flat(publish: Export, load: Load, sql: Callable[[str], list[A
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        assert load(result).rows == 200_000
+        assert load(result).rows == 80_000
     finally:
         done.set()
         watcher.join()
     assert peak - before < 32 * 2**20
-
-
-def test_every_error_is_an_ingest_error() -> None:
-    """One base catches whatever loading raises on purpose."""
-    raised = [ColumnsChanged, ForeignBucket, LoadError, ManifestInvalid, ManifestMissing, ManifestTooNew]
-    assert all(issubclass(error, IngestError) for error in [*raised, ObjectChanged, StoreError])

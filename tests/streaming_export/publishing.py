@@ -1,0 +1,57 @@
+"""Publishes rows as an export does, without a database: files, then their manifest."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from streaming_export import manifest
+from streaming_export.cancellation import Stop, Stopped
+from streaming_export.s3.bucket import Bucket
+from streaming_export.s3.files import ExportedFile, FileLayout, FileWriter
+
+KEY = "a/orders.csv"
+MANIFEST = "a/orders.csv.manifest.json"
+NOON = datetime(2026, 11, 5, 12, tzinfo=UTC)
+
+
+def document(bucket: Bucket, files: Sequence[ExportedFile], **changes: Any) -> dict[str, Any]:
+    """The manifest of files with the column id."""
+    arguments: dict[str, Any] = {
+        "export_id": uuid.uuid4().hex,
+        "rows_verified": True,
+        "columns": [("id", "bigint")],
+        "compression": None,
+        "spreadsheet_safe": False,
+        "masked": {},
+        "query_sha256": "0" * 64,
+        "parameters": {},
+        "unique_key": "id",
+        "window": None,
+        "waited": None,
+        "snapshot": {"taken_at": NOON, "wal_position": None, "standby": False, "server_version": "18.0"},
+        "run": {"run": "scheduled"},
+        "started_at": NOON,
+    }
+    return manifest.build(bucket=bucket.name, files=files, **arguments | changes)
+
+
+def publish(bucket: Bucket, rows: Sequence[bytes], key: str = KEY, max_rows: int | None = None) -> dict[str, Any]:
+    """Export rows to a key; returns the manifest."""
+    stop, export_id = Stop(), uuid.uuid4().hex
+    place = manifest.manifest_key(key)
+    try:
+        before = manifest.current(bucket, place, stop=stop)
+        layout = FileLayout(b"id\n", max_rows=max_rows)
+        with FileWriter(bucket, key, layout, stop=stop, export_id=export_id) as writer:
+            for row in rows:
+                writer.write(row, 1)
+            files = writer.complete()
+        written = document(bucket, files, export_id=export_id)
+        manifest.publish(bucket, place, written, before=before, export_id=export_id, files=files, stop=stop)
+    except Stopped:
+        assert stop.reason is not None
+        raise stop.reason from None
+    return written
