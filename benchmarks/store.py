@@ -224,6 +224,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, body: bytes = b"", *, length: int | None = None, **headers: str) -> None:
         self.send_response(status)
+        self.send_header("Last-Modified", self.date_time_string())
         for name, value in headers.items():
             self.send_header(name, value)
         if status != 204:

@@ -99,7 +99,7 @@ def test_an_object_of_another_key(exporter: sa.Engine, client: Any, bucket: str)
     """A manifest that can't be read with the arguments ends the export before it reads a row, and says what to do."""
     hook(client, "GetObject", lambda params: refusal("InvalidRequest", 400))
     requests = record(client)
-    with pytest.raises(StoreError, match=r"(?s)a\.csv\.manifest\.json.*another key than extra_args name: remove it"):
+    with pytest.raises(StoreError, match=r"(?s)a\.csv\.manifest\.json.*another key than extra_args name: remove the object"):
         export(
             "SELECT 1 / (i - i) AS a FROM generate_series(1, 9) AS i",
             engine=exporter,
