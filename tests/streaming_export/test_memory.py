@@ -74,7 +74,7 @@ def growth(exporter: sa.Engine, engine: sa.Engine, discarding_store: str) -> Ite
             "endpoint": discarding_store,
             "bucket": "memory",
             "key": "a.csv",
-            "query": f"SELECT id, repeat('x', {width - 8}) AS filler FROM {schema}.numbers WHERE id <= {rows}",
+            "query": f"SELECT id, repeat('x', {width - 8} + (id * 0)::int) AS filler FROM {schema}.numbers WHERE id <= {rows}",
             "rows": rows,
             **options,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -161,6 +162,19 @@ def test_without_the_count_a_volatile_query_is_no_reason_to_warn_of_it(
         assert stream.verified is False
     assert "volatile function" in caplog.text
     assert "counted" not in caplog.text
+
+
+def test_a_long_value_costs_some_copies(events: sa.Engine) -> None:
+    """The plan has the values of parameters: looking for functions in it takes no more than a few times their size."""
+    text = "it's now() " * 200_000
+    tracemalloc.start()
+    try:
+        with open_csv("SELECT id, :text AS text FROM events WHERE id = 1", {"text": text}, engine=events) as stream:
+            assert stream.plan.repeats == "always"
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * len(text)
 
 
 def test_what_the_planner_estimates(events: sa.Engine) -> None:
