@@ -85,7 +85,9 @@ def _repeats(connection: sa.Connection, query: Query, plan_text: str) -> Repeats
     if '"Sample Scan"' in text:
         return "never"
     names = {quoted.replace('""', '"') or name for quoted, name in _CALL.findall(text)}
-    volatile, of_transaction = connection.execute(_FUNCTIONS, {"names": sorted(names)}).one() if names else (False, False)
+    volatile, of_transaction = (
+        connection.execute(_FUNCTIONS, {"names": sorted(names)}).one() if names else (False, False)
+    )
     if volatile:
         return "never"
     if of_transaction or _TRANSACTION_TIME.search(text) or _TIME_STRING.search(query.sql):

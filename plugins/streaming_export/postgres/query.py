@@ -143,7 +143,9 @@ def describe(
     finally:
         sa.event.remove(connection, "before_cursor_execute", fill_in)
     if unfit:  # not inside of `except`: the error's context would hold the value
-        raise InvalidArgument("parameters", sorted(values), f"values that fit their types and the driver ({_kind(unfit)})")
+        raise InvalidArgument(
+            "parameters", sorted(values), f"values that fit their types and the driver ({_kind(unfit)})"
+        )
     text, sql = filled
     columns, key = file_columns(connection, description, unique_key, projection or Projection())
     return Query(sql, columns, key, text)

@@ -65,9 +65,7 @@ class Reader:
         self._read_ahead = ReadAhead[KeyRange](stop, readers if self._ranges else 1)
         jobs = [("feeder", self._feed)]
         jobs += [(f"reader-{n}", self._job(method)) for n in range(readers if self._ranges else 1)]
-        self._threads = [
-            threading.Thread(target=self._run, args=(job,), name=name, daemon=True) for name, job in jobs
-        ]
+        self._threads = [threading.Thread(target=self._run, args=(job,), name=name, daemon=True) for name, job in jobs]
         self._running = len(self._threads)
         _log_repeats(plan, count)
 

@@ -142,7 +142,9 @@ class Snapshot:
         """Where the rows come from, for the log."""
         info = driver_connection(self.owner).info
         kind = "standby" if self.info.standby else "primary"
-        return f"database {info.dbname} on {info.host}:{info.port} ({kind}, snapshot of {self.info.taken_at.isoformat()})"
+        return (
+            f"database {info.dbname} on {info.host}:{info.port} ({kind}, snapshot of {self.info.taken_at.isoformat()})"
+        )
 
     def _close(self) -> None:
         self._sessions.end()

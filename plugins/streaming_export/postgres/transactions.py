@@ -57,9 +57,7 @@ class Wait:
     unseen: str | None
 
 
-def wait_for_older(
-    engine: sa.Engine, end: datetime, timeout: float, application_name: str, stop: Stop
-) -> Wait:
+def wait_for_older(engine: sa.Engine, end: datetime, timeout: float, application_name: str, stop: Stop) -> Wait:
     """Return when the server's clock is past `end`, and no transaction that began before it is running.
 
     :param timeout: seconds; with 0 nothing is waited for.
