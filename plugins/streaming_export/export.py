@@ -243,8 +243,15 @@ class Export:
         """Errors that only follow from another one, as that of a cancelled query, are not told."""
         self._stop.set(exc)
         reason = self._stop.reason or exc
+<<<<<<< HEAD
         follows = isinstance(exc, Stopped) or (isinstance(reason, ExportCancelled) and isinstance(exc, DatabaseError))
         return reason if follows else exc
+=======
+        consequence = isinstance(exc, Stopped) or (
+            isinstance(reason, ExportCancelled) and isinstance(exc, DatabaseError)
+        )
+        return reason if consequence else exc
+>>>>>>> wt-s3
 
     def _wait(self) -> Wait | None:
         seconds = self._options.wait_for_transactions
