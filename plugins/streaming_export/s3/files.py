@@ -240,6 +240,8 @@ class FileWriter:
         exported: list[ExportedFile] = []
         try:
             for file in self._files:
+                if self.visible:
+                    file.upload.commit()
                 exported.append(file.exported(file.upload.complete()))
                 self.visible += 1
         except StoreError as exc:
