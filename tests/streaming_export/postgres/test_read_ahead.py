@@ -51,7 +51,11 @@ class Setting:
 
     def gather(self) -> tuple[bytes, list[int]]:
         """All bytes, and the rows of each task."""
-        items = list(self.read_ahead)
+        gathering = Running(lambda: list(self.read_ahead))
+        assert gathering.ends()
+        if gathering.error:
+            raise gathering.error
+        items: Any = gathering.result
         return b"".join(data for data, _ in items), [rows for data, rows in items if not data]
 
     def end(self) -> list[BaseException | None]:

@@ -76,6 +76,11 @@ class Change:
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             assert eventually(lambda: self._done or self._waits(connection))
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has begun."""
+        return self._running is not None
+
     def finish(self) -> None:
         """Commit; it may have to wait for the export, which must not wait for it then."""
         self._commit.set()
@@ -173,6 +178,24 @@ def test_a_change_between_two_steps(engine: sa.Engine, exporter: sa.Engine, tabl
         found = {outcome for of, _, outcome in outcomes if of == way}
         assert {"old", "new"} <= found, way
     assert [one for one in outcomes if one[2] not in ("old", "new", "error")] == []
+
+
+def test_a_patient_role_waits_for_nobody_who_waits_for_it(engine: sa.Engine, exporter: sa.Engine) -> None:
+    """Whoever asks for a lock between those of the export waits for it: it lets go soon, whatever lock_timeout is."""
+    with a_table(engine, TABLE) as (own, schema):
+        other = Change(own, CHANGES["a reload"][1])
+
+        def before(statement: str) -> None:
+            if "pg_export_snapshot" in statement and not other.begun:
+                other.begin()
+                other.finish()
+
+        patient = another(exporter, connect_args={"options": f"-c search_path={schema} -c lock_timeout=1min"})
+        reading = Running(lambda: read(watched(patient, before), WAYS["ranges"]))
+        assert reading.ends(within=20)
+        assert reading.error is None
+        other.end()
+        assert reading.result == rows_of(own)
 
 
 def _outcome(
