@@ -245,15 +245,8 @@ class Export:
         """Errors that only follow from another one, as that of a cancelled query, are not told."""
         self._stop.set(exc)
         reason = self._stop.reason or exc
-<<<<<<< HEAD
         follows = isinstance(exc, Stopped) or (isinstance(reason, ExportCancelled) and isinstance(exc, DatabaseError))
         return reason if follows else exc
-=======
-        consequence = isinstance(exc, Stopped) or (
-            isinstance(reason, ExportCancelled) and isinstance(exc, DatabaseError)
-        )
-        return reason if consequence else exc
->>>>>>> wt-s3
 
     def _wait(self) -> Wait | None:
         seconds = self._options.wait_for_transactions
@@ -312,9 +305,7 @@ class Export:
         self, document: Mapping[str, Any], before: str | None, export_id: str, exported: Sequence[ExportedFile]
     ) -> None:
         key = manifest.manifest_key(self._key)
-        manifest.publish(
-            self._bucket, key, document, before=before, export_id=export_id, files=exported, stop=self._stop
-        )
+        manifest.publish(self._bucket, key, document, before=before, export_id=export_id, files=exported)
 
     def _result(self, csv: CsvStream, files: Sequence[ExportedFile], seconds: float) -> ExportResult:
         only = files[0] if len(files) == 1 else None
