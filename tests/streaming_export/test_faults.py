@@ -44,7 +44,7 @@ from tests.streaming_export.proxy import Proxy, proxied
 from tests.streaming_export.store import hook, part_number, record, refusal
 from tests.streaming_export.waiting import PATIENCE, Running, eventually
 
-# A query sleeps so long that a test that waited for its end would fail. pg_sleep() itself is volatile: a query that calls
+# A query sleeps so long that a test that waited for its end would fail. pg_sleep() is volatile: a query that calls
 # it is read by one connection only.
 NAP = """
 CREATE FUNCTION {schema}.nap(seconds float) RETURNS text IMMUTABLE LANGUAGE plpgsql AS

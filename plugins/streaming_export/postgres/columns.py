@@ -21,7 +21,7 @@ TEXT_SETTINGS = {
     "bytea_output": "hex",
 }
 
-# datetime.isoformat() leaves out a fraction of zero and otherwise writes six digits, while the type's own text leaves out
+# datetime.isoformat() leaves out a fraction of zero and otherwise writes six digits; the type's own text leaves out
 # zeros at the end of one. It knows neither infinity nor years before 1: those stay as Postgres prints them. to_char()
 # would take twice as long. A timestamp is printed faster than the same one with a time zone.
 _ISO_TIMESTAMP = (
