@@ -18,12 +18,13 @@ import time
 from collections import deque
 from contextlib import suppress
 
+ADDRESSES = "10.99.0.0/16"  # of all links; they exist in the benchmark's own namespaces only
 TUN = "/dev/net/tun"
 CLONE_NEWNET = 0x40000000  # <linux/sched.h>
 TUNSETIFF, TUNSETOFFLOAD = 0x400454CA, 0x400454D0  # <linux/if_tun.h>
 IFF_TUN, IFF_NO_PI, IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
 TUN_F_CSUM, TUN_F_TSO4 = 0x01, 0x02
-# With these offloads a "packet" is up to 64 KiB of a TCP stream, as on a real network card, behind a header of 10 bytes.
+# With these offloads a "packet" is up to 64 KiB of a TCP stream, as for a real network card, after 10 bytes of header.
 PACKET_BYTES = 65536 + 10
 MTU_BYTES = 1500
 QUEUE_PACKETS = 10_000
