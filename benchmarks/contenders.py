@@ -14,7 +14,7 @@ from benchmarks.setting import BUCKET, PEERS
 
 #: Names of data sets, and of the orders behind a network.
 EVERYWHERE = frozenset({*(data.name for data in DATA), "network"})
-NARROW = frozenset({ORDERS.name, MICROS.name, ZEROS.name, "network"})
+NARROW = frozenset({ORDERS.name, MICROS.name, ZEROS.name})
 LOCAL = EVERYWHERE - {"network"}
 BULK = frozenset({ORDERS.name, WIDE.name})
 
@@ -111,13 +111,13 @@ CONTENDERS = [
         "rivet-fast",
         "Rivet, fast profile, chunked, 2 at a time",
         job=partial(peers.rivet, fast=True),
-        data=EVERYWHERE,
+        data=LOCAL,
     ),
     _RIVET(
         "rivet-fast-own",
         "the same, timestamps its own way",
         job=partial(peers.rivet, fast=True, own=True),
-        data=NARROW - {"network"},
+        data=NARROW,
     ),
     _RIVET(RIVET, "Rivet as it comes", job=peers.rivet, data=BULK, slow=True),
     _PROGRAMS(SLING, "Sling", job=peers.sling, data=BULK, slow=True, program=peers.sling_program),

@@ -84,7 +84,9 @@ def duckdb_attached(task: Task) -> Job:
 def duckdb_query(task: Task, memory_limit: str | None = None) -> Job:
     """DuckDB has Postgres run the same SELECT."""
     quoted = task.select.replace("'", "''")
-    settings = [f"set memory_limit = '{memory_limit}'"] if memory_limit else []
+    # It buffers whole parts, which have 80 MB unless it is told that the file will be smaller.
+    limits = [f"set memory_limit = '{memory_limit}'", "set s3_uploader_max_filesize = '50GB'"]
+    settings = limits if memory_limit else []
     return _duckdb(task, f"select * from postgres_query('orders_db', '{quoted}')", settings)
 
 
