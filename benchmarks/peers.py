@@ -1,6 +1,7 @@
 """How the peers are run: the job of each for its runner (see runners/)."""
 
 import json
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,8 @@ def rivet_program() -> Path | None:
 
 
 def sling_program() -> Path | None:
-    """Where Sling is, if it is installed: the package `sling` would download it at its first run."""
+    """Where Sling is, if it is installed and runs here; its package can be installed anywhere."""
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        return None
     found = PEERS.parent.glob("lib/python*/site-packages/sling_linux_amd64/bin/sling-linux-amd64")
     return next(found, None)
