@@ -1,7 +1,7 @@
 """The rounds of all contenders: A B C …, A B C …, so that a machine that slows down slows all of them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from benchmarks.checks import Rows
@@ -65,9 +65,11 @@ class Stage:
 
     def starts(self, chosen: Sequence[Contender]) -> Runs:
         """What the programs of pipelines take without rows."""
-        nothing = f"select * from ({self.select}) as nothing where false"
+        table = self.data.table
+        data = replace(self.data, table=f"(select * from {table} where false) as {table}")
+        select = f"select * from ({self.select}) as nothing where false"
         return {
-            contender.name: [asdict(run(self.setting, contender, self.data, nothing)) for _ in range(NOTHING_ROUNDS)]
+            contender.name: [asdict(run(self.setting, contender, data, select)) for _ in range(NOTHING_ROUNDS)]
             for contender in self._remaining(chosen)
             if contender.starts
         }

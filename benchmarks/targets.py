@@ -11,7 +11,7 @@ from benchmarks.data import ORDERS, WIDE
 from benchmarks.figures import MB, Results, growth, median
 
 NETWORK_LOSS = 0.15
-MANY_ROWS = 1_000_000  # with more orders, the second target of a line applies
+MILLION = 1_000_000  # the rows that the first target is for; of more orders the second applies, of fewer none
 
 Found = dict[str, Any]
 
@@ -45,10 +45,12 @@ class Line:
         return f"{f'**{figure}**' if missed else figure} ({'≥' if self.least else '≤'} {self.text.format(target)})"
 
     def _target(self, found: Found) -> float | None:
+        if found["rows"] < MILLION:
+            return None
         if found["name"] == WIDE.name:
             return self.reach[2]
         if found["name"] == ORDERS.name:
-            return self.reach[found["rows"] > MANY_ROWS]
+            return self.reach[found["rows"] > MILLION]
         return None
 
 
