@@ -231,10 +231,13 @@ class Handler(BaseHTTPRequestHandler):
                 self.connection.sendfile(file)
 
     def _refuse(self, status: int, code: str) -> None:
-        self._answer(status, xml("Error", Code=code, Message="refused by the benchmark's store"))
+        # Without the namespace, as S3's: botocore finds no code otherwise.
+        body = f"<Error><Code>{code}</Code><Message>refused by the benchmark's store</Message></Error>"
+        self._answer(status, body.encode())
 
     def _answer(self, status: int, body: bytes = b"", *, length: int | None = None, **headers: str) -> None:
         self.send_response(status)
+        self.send_header("Last-Modified", self.date_time_string())
         for name, value in headers.items():
             self.send_header(name, value)
         if status != 204:
