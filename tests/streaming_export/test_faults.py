@@ -44,7 +44,7 @@ from tests.streaming_export.proxy import Proxy, proxied
 from tests.streaming_export.store import hook, part_number, record, refusal
 from tests.streaming_export.waiting import PATIENCE, Running, eventually
 
-# A query sleeps so long that a test that waited for its end would fail. pg_sleep() itself is volatile: a query that calls
+# A query sleeps so long that a test that waited for its end would fail. pg_sleep() is volatile: a query that calls
 # it is read by one connection only.
 NAP = """
 CREATE FUNCTION {schema}.nap(seconds float) RETURNS text IMMUTABLE LANGUAGE plpgsql AS
@@ -220,9 +220,7 @@ def test_a_count_that_fails(world: World, way: str) -> None:
                 world.end_backends(f"pid = {self.connection.info.backend_pid}")
             super().execute(query, vars)
 
-    world.engine = sa.create_engine(
-        world.engine.url, poolclass=sa.NullPool, connect_args={"cursor_factory": Cursor}
-    )
+    world.engine = sa.create_engine(world.engine.url, poolclass=sa.NullPool, connect_args={"cursor_factory": Cursor})
     with pytest.raises(DatabaseError, match="Nothing was published"):
         world.export(world.wide(), **WAYS[way])
     world.assert_nothing_left()
@@ -274,6 +272,17 @@ def test_a_part_that_fails(world: World, way: str) -> None:
 
 
 @every_way
+def test_the_database_is_let_go_before_the_store(world: World, way: str) -> None:
+    """However long a store takes for an abort, no snapshot, lock or connection is held meanwhile."""
+    gone: list[bool] = []
+    hook(world.client, "UploadPart", lambda params: refusal("QuotaFull"))
+    hook(world.client, "AbortMultipartUpload", lambda params: gone.append(eventually(lambda: not world.backends())))
+    with pytest.raises(StoreError, match="QuotaFull"):
+        world.export(world.sleeping_at(50_000), **WAYS[way])
+    assert set(gone) == {True}
+
+
+@every_way
 def test_a_part_that_fails_while_the_query_computes(world: World, way: str) -> None:
     """The export does not wait for the next row to learn that the store has refused a part."""
 
@@ -293,8 +302,8 @@ def test_a_part_that_fails_while_the_query_computes(world: World, way: str) -> N
 
 def test_a_file_that_fails_when_others_are_visible(world: World) -> None:
     """When some files are visible already, the error does not say that nothing was published."""
-    hook(world.client, "PutObject", lambda p: refusal("QuotaFull") if "00002" in p["url"] else None)
-    with pytest.raises(StoreError, match=r"writing s3://.*a-00002.csv: QuotaFull|completing s3://.*a-00002.csv: QuotaFull") as caught:
+    hook(world.client, "CompleteMultipartUpload", lambda p: refusal("QuotaFull") if "00002" in p["url"] else None)
+    with pytest.raises(StoreError, match=r"completing s3://.*a-00002.csv: QuotaFull") as caught:
         world.export("SELECT id FROM generate_series(1, 3) AS id", max_file_rows=1)
     assert keys(world.client, world.bucket) == ["a-00001.csv", "a.csv"]
     assert "othing was published" not in str(caught.value)
