@@ -51,11 +51,12 @@ class Sessions:
         self._pids: list[int] = []
         self._cancelled_at: float | None = None
 
-    def open(self, snapshot: str | None, lock_timeout: float) -> sa.Connection:
+    def open(self, snapshot: str | None, lock_timeout: float, *, unless_set: bool = False) -> sa.Connection:
         """A connection in a read-only transaction; to be used by one thread.
 
         :param snapshot: id of an exported snapshot; None for one of its own, taken by its first statement.
-        :param lock_timeout: seconds that a statement may wait for a lock; the role's own setting goes before it.
+        :param lock_timeout: seconds that a statement may wait for a lock.
+        :param unless_set: whether the role's own setting goes before it.
         :raises DatabaseError: if the secrets have not arrived.
         """
         with translated("connecting to the database"):
@@ -66,7 +67,9 @@ class Sessions:
         if snapshot is not None:
             join(connection, snapshot)
         calls = [sa.func.set_config(name, value, False) for name, value in self._settings.items()]
-        calls.append(sa.func.set_config("lock_timeout", _unless_set("lock_timeout", f"{lock_timeout:.0f}s"), False))
+        timeout = f"{lock_timeout:.0f}s"
+        timeout = _unless_set("lock_timeout", timeout) if unless_set else timeout
+        calls.append(sa.func.set_config("lock_timeout", timeout, False))
         arrived = [sa.func.current_setting(name, True) for name in self._secrets]
         pid, *found = connection.execute(sa.select(sa.func.pg_backend_pid(), *arrived, *calls)).one()
         if list(found[: len(arrived)]) != list(self._secrets.values()):
