@@ -15,7 +15,7 @@ ui: .venv/demo.stamp  ## the same services with Airflow's web interface, until C
 	@$(IN_VENV) -m demo.ui --orders '$(ORDERS)'
 
 test: .venv/test.stamp  ## all tests; ARGS='-k multipart' for some
-	$(IN_VENV) -m pytest $(ARGS)
+	$(IN_VENV) -m pytest -n 2 --dist loadfile $(ARGS)
 
 soak: .venv/test.stamp  ## 20 minutes of random faults; SECONDS=120 for less, SEED=42 to repeat, STEP=7 for one of them
 	@PYTHONPATH=plugins $(IN_VENV) -m tests.faults.soak $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(STEP),--step $(STEP))

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import logging
 import random
+import sys
 import threading
 import tracemalloc
 import zlib
@@ -22,7 +23,7 @@ from streaming_export import ExportCancelled, StoreError, Superseded, Verificati
 from streaming_export.cancellation import Stop, Stopped, cancelled
 from streaming_export.s3 import bucket as bucket_module
 from streaming_export.s3 import parts, upload
-from streaming_export.s3.bucket import Bucket
+from streaming_export.s3.bucket import PATIENCE_SECONDS, Bucket
 from streaming_export.s3.parts import (
     IN_FLIGHT_BYTES,
     MAX_OBJECT_BYTES,
@@ -89,12 +90,16 @@ class Held:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests are tried once."""
-    monkeypatch.setattr(bucket_module, "PATIENCE_SECONDS", 0)
+    monkeypatch.setattr(sys.modules[__name__], "patience", 0)
+
+
+#: Seconds in which the uploads of these tests try again; a test's own.
+patience = PATIENCE_SECONDS
 
 
 def uploading(client: Any, bucket: str, stop: Stop | None = None, export_id: str = OURS, **extra_args: Any) -> Upload:
     """An upload to a.csv."""
-    return Upload(Bucket(client, bucket, extra_args), "a.csv", export_id=export_id, stop=stop or Stop())
+    return Upload(Bucket(client, bucket, extra_args, patience), "a.csv", export_id=export_id, stop=stop or Stop())
 
 
 def send(client: Any, bucket: str, *chunks: bytes, **arguments: Any) -> StoredObject:
@@ -421,7 +426,7 @@ def test_a_lost_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """What is visible has the export's id: then nothing failed, whatever is answered to another try."""
-    monkeypatch.setattr(bucket_module, "PATIENCE_SECONDS", 0 if always else 2)
+    monkeypatch.setattr(sys.modules[__name__], "patience", 0 if always else 2)
     monkeypatch.setattr(bucket_module, "_FIRST_PAUSE", 0.01)
     if there_before:
         send(client, bucket, b"before", export_id="another")
