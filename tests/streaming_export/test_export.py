@@ -382,7 +382,7 @@ def test_progress_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The log says where the object goes, how far the export is, and what was published; no value of a parameter."""
-    monkeypatch.setattr(importlib.import_module("streaming_export.export"), "_PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(importlib.import_module("streaming_export.report"), "_PROGRESS_SECONDS", 0)
     with caplog.at_level("DEBUG", "streaming_export"):
         query = "SELECT * FROM numbers WHERE name <> :name"
         exported(query, parameters={"name": "jane@example.com"}, unique_key="id", yield_per=10)

@@ -415,9 +415,10 @@ def test_cancel_before_the_start_with_a_lock(world: World) -> None:
 
 def test_cancel_may_interrupt_itself() -> None:
     """A signal that comes while the handler of an earlier one cancels may cancel as well, wherever it comes."""
-    cancellation, begun, end = Cancellation(), threading.Event(), threading.Event()
+    cancellation, begun, runs, end = Cancellation(), threading.Event(), threading.Event(), threading.Event()
     cancellation.on_cancel = begun.set
-    exporting = Running(lambda: cancellation.run(end.wait))
+    exporting = Running(lambda: cancellation.run(lambda: (runs.set(), end.wait())))
+    assert runs.wait(PATIENCE)
 
     def trace(_: object, event: str, __: object) -> Any:
         if event == "line":

@@ -11,7 +11,8 @@ from streaming_export.cancellation import Stop
 
 Task = TypeVar("Task")
 
-#: Bytes that readers may be ahead of the consumer, for each of them: a batch of 50,000 rows of 80 bytes.
+#: Bytes that a reader may be ahead of the consumer: a batch of 50,000 rows of 80 bytes. Of each reader and not of all
+#: together, since its thread's memory (malloc's arena) stays as large as it ever was.
 AHEAD_BYTES = 4 * 1024 * 1024
 
 # Bytes that are handed over at once: COPY delivers each row by itself, and a wide row is handed over in pieces.
@@ -22,6 +23,7 @@ class _Piece:
     """What one task has given so far; everything here changes under the lock of the `Stop`."""
 
     def __init__(self) -> None:
+        self.reader: _Handover | None = None
         self.chunks: deque[bytes] = deque()
         self.rows: int | None = None  # of the task, once it has ended
 
@@ -30,17 +32,13 @@ class ReadAhead(Generic[Task]):
     """A queue of tasks, and of the bytes that they give.
 
     One thread calls `add` for each task, and at last `end`. Readers call `work`, each in a thread of its own. The
-    consumer iterates. Readers that are ahead wait while all of them together hold their bound; the one whose bytes the
-    consumer waits for does not.
+    consumer iterates. A reader that is ahead waits, unless it is the one whose bytes the consumer waits for.
 
     :param stop: ends all of them.
-    :param readers: number of readers.
     """
 
-    def __init__(self, stop: Stop, readers: int) -> None:
+    def __init__(self, stop: Stop) -> None:
         self._stop = stop
-        self._limit = readers * AHEAD_BYTES
-        self._held = 0
         self._tasks: deque[tuple[Task, _Piece]] = deque()
         self._pieces: deque[_Piece] = deque()
         self._ended = False
@@ -69,6 +67,7 @@ class ReadAhead(Generic[Task]):
         try:
             while (taken := self._take()) is not None:
                 task, raw.piece = taken
+                raw.piece.reader = raw
                 rows = read(task, writer)
                 writer.flush()
                 with self._stop.changing():
@@ -91,15 +90,16 @@ class ReadAhead(Generic[Task]):
             with self._stop.changing():
                 self._pieces.popleft()
 
-    def put(self, piece: _Piece, chunk: bytes) -> None:
-        """Add bytes to a piece, once there is room, or nothing of it waits that the consumer waits for."""
+    def put(self, reader: _Handover, chunk: bytes) -> None:
+        """Add bytes to a reader's piece, once there is room, or nothing of it waits that the consumer waits for."""
+        piece = reader.piece
 
         def room() -> bool:
-            return self._held + len(chunk) <= self._limit or (piece is self._pieces[0] and not piece.chunks)
+            return reader.held + len(chunk) <= AHEAD_BYTES or (piece is self._pieces[0] and not piece.chunks)
 
         with self._stop.when(room):
             piece.chunks.append(chunk)
-            self._held += len(chunk)
+            reader.held += len(chunk)
 
     def _take(self) -> tuple[Task, _Piece] | None:
         with self._stop.when(lambda: self._tasks or self._ended):
@@ -114,7 +114,8 @@ class ReadAhead(Generic[Task]):
             if not piece.chunks:
                 return None
             chunk = piece.chunks.popleft()
-            self._held -= len(chunk)
+            assert piece.reader is not None
+            piece.reader.held -= len(chunk)
             return chunk
 
 
@@ -124,6 +125,7 @@ class _Handover(io.RawIOBase):
     def __init__(self, read_ahead: ReadAhead[Any]) -> None:
         self._read_ahead = read_ahead
         self.piece = _Piece()
+        self.held = 0  # bytes of this reader that wait for the consumer
 
     def writable(self) -> bool:
         return True
@@ -131,5 +133,5 @@ class _Handover(io.RawIOBase):
     def write(self, data: Any) -> int:
         view = memoryview(data)
         for start in range(0, len(view), _CHUNK_BYTES):
-            self._read_ahead.put(self.piece, bytes(view[start : start + _CHUNK_BYTES]))
+            self._read_ahead.put(self, bytes(view[start : start + _CHUNK_BYTES]))
         return len(view)

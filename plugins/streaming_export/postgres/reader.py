@@ -62,7 +62,7 @@ class Reader:
         #: Whether the rows are compared with the database's own count.
         self.verified = self._ranges or self._owner_counts or self._reader_counts
         self._counted: int | None = None
-        self._read_ahead = ReadAhead[KeyRange](stop, readers if self._ranges else 1)
+        self._read_ahead = ReadAhead[KeyRange](stop)
         jobs = [("feeder", self._feed)]
         jobs += [(f"reader-{n}", self._job(method)) for n in range(readers if self._ranges else 1)]
         self._threads = [threading.Thread(target=self._run, args=(job,), name=name, daemon=True) for name, job in jobs]

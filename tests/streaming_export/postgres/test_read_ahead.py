@@ -25,10 +25,15 @@ Read = Callable[[Any, BinaryIO], int]
 class Setting:
     """A ReadAhead whose tasks are bytes to write, a row each, with threads as a `Reader` has them."""
 
-    def __init__(self, readers: int = 2) -> None:
+    def __init__(self) -> None:
         self.stop = Stop()
-        self.read_ahead = ReadAhead[Any](self.stop, readers)
+        self.read_ahead = ReadAhead[Any](self.stop)
         self.threads: list[Running] = []
+
+    def held(self) -> int:
+        """Bytes that wait for the consumer: nothing else tells them apart from those on their way."""
+        with self.stop.changing():
+            return sum(len(chunk) for piece in self.read_ahead._pieces for chunk in piece.chunks)
 
     def feed(self, tasks: Iterable[Any]) -> None:
         for task in tasks:
@@ -81,7 +86,7 @@ def write(task: bytes, writer: BinaryIO) -> int:
 )
 def test_bytes_come_in_the_order_of_the_tasks(readers: int, tasks: list[list[int]], slow: int) -> None:
     """With any readers, tasks and delays, all bytes come in order, in chunks, and each task's rows at its end."""
-    setting, wait = Setting(readers), random.Random(slow)
+    setting, wait = Setting(), random.Random(slow)
 
     def read(task: tuple[int, list[int]], writer: BinaryIO) -> int:
         number, sizes = task
@@ -103,7 +108,7 @@ def test_bytes_come_in_the_order_of_the_tasks(readers: int, tasks: list[list[int
 
 def test_readers_read_at_the_same_time() -> None:
     """As many tasks are read at a time as there are readers; a slow one is not overtaken in the file."""
-    setting, together = Setting(3), threading.Barrier(3)
+    setting, together = Setting(), threading.Barrier(3)
 
     def read(task: bytes, writer: BinaryIO) -> int:
         together.wait(PATIENCE)
@@ -116,7 +121,7 @@ def test_readers_read_at_the_same_time() -> None:
 
 def test_reading_begins_before_all_tasks_are_known() -> None:
     """What is read is handed on at once; who comes too early waits for the next task."""
-    setting = Setting(1)
+    setting = Setting()
     setting.read(write)
     setting.read_ahead.add(b"a")
     chunks = iter(setting.read_ahead)
@@ -133,7 +138,7 @@ def test_reading_begins_before_all_tasks_are_known() -> None:
 
 def test_the_end_wakes_who_waits() -> None:
     """Readers and the consumer, who wait for a task that does not come, learn that there is none."""
-    setting = Setting(2)
+    setting = Setting()
     setting.read(write, write)
     consuming = Running(setting.gather)
     assert not consuming.ends(within=0.1)
@@ -145,7 +150,7 @@ def test_the_end_wakes_who_waits() -> None:
 
 def test_a_buffer_may_be_used_again() -> None:
     """What is handed over is a copy: libpq frees its buffer."""
-    setting, buffer = Setting(1), bytearray(2 * CHUNK_BYTES)
+    setting, buffer = Setting(), bytearray(2 * CHUNK_BYTES)
 
     def read(task: bytes, writer: BinaryIO) -> int:
         writer.write(buffer)
@@ -164,12 +169,12 @@ def test_a_buffer_may_be_used_again() -> None:
 
 def test_a_wide_row_is_handed_over_in_chunks() -> None:
     """A row of many megabytes is never a second time in memory as a whole; the bound holds within it."""
-    setting, row = Setting(1), bytes(4 * AHEAD_BYTES)
+    setting, row = Setting(), bytes(4 * AHEAD_BYTES)
     setting.feed([row])
     setting.read(write)
-    assert eventually(lambda: setting.read_ahead._held >= AHEAD_BYTES - CHUNK_BYTES)
+    assert eventually(lambda: setting.held() >= AHEAD_BYTES - CHUNK_BYTES)
     assert not setting.threads[0].ends(within=0.1)
-    assert setting.read_ahead._held <= AHEAD_BYTES
+    assert setting.held() <= AHEAD_BYTES
     items = list(setting.read_ahead)
     assert {len(data) for data, _ in items} == {CHUNK_BYTES, 0}
     assert b"".join(data for data, _ in items) == row
@@ -178,7 +183,7 @@ def test_a_wide_row_is_handed_over_in_chunks() -> None:
 @pytest.mark.parametrize("readers", [1, 2, 3])
 def test_readers_ahead_hold_a_bounded_number_of_bytes(readers: int) -> None:
     """Readers that are ahead of the consumer stop at the bound, however many rows they have, whatever their width."""
-    setting, written, lock = Setting(readers), [0], threading.Lock()
+    setting, written, lock = Setting(), [0], threading.Lock()
 
     def read(row: bytes, writer: BinaryIO) -> int:
         for _ in range(4 * AHEAD_BYTES // len(row)):
@@ -196,7 +201,6 @@ def test_readers_ahead_hold_a_bounded_number_of_bytes(readers: int) -> None:
     while size != written[0]:
         size = written[0]
         time.sleep(0.1)
-    assert setting.read_ahead._held <= readers * AHEAD_BYTES
     # Beside it, for each reader the chunk that waits for room and what its writer collects, and the chunk taken above.
     assert size <= readers * (AHEAD_BYTES + 1_000_000 + CHUNK_BYTES) + CHUNK_BYTES
     setting.stop.set(ZeroDivisionError())
@@ -205,7 +209,7 @@ def test_readers_ahead_hold_a_bounded_number_of_bytes(readers: int) -> None:
 
 def test_the_reader_that_the_consumer_waits_for_is_never_held_up() -> None:
     """Others may hold all there is: the one whose bytes come next still hands over a chunk at a time."""
-    setting, full = Setting(2), threading.Event()
+    setting, full = Setting(), threading.Event()
 
     def read(task: str, writer: BinaryIO) -> int:
         if task == "next":
@@ -215,7 +219,7 @@ def test_the_reader_that_the_consumer_waits_for_is_never_held_up() -> None:
 
     setting.feed(["next", "after"])
     setting.read(read, read)
-    assert eventually(lambda: setting.read_ahead._held > 2 * AHEAD_BYTES - CHUNK_BYTES)
+    assert eventually(lambda: setting.held() > AHEAD_BYTES - CHUNK_BYTES)
     full.set()
     assert setting.gather() == (b"n" * 3 * AHEAD_BYTES + b"a" * 3 * AHEAD_BYTES, [1, 1])
     assert setting.end() == [None, None]
@@ -228,7 +232,7 @@ def test_the_reader_that_the_consumer_waits_for_is_never_held_up() -> None:
 @pytest.mark.parametrize("kind", [ZeroDivisionError, KeyboardInterrupt])
 def test_a_reader_that_fails_stops_all(failing: int, kind: type[BaseException]) -> None:
     """Its error is the reason; nobody gets the rest of its task, and no thread waits for it."""
-    setting = Setting(3)
+    setting = Setting()
 
     def read(task: int, writer: BinaryIO) -> int:
         writer.write(bytes([task]) * 10)
@@ -257,7 +261,7 @@ def test_a_reader_that_fails_stops_all(failing: int, kind: type[BaseException]) 
 
 def test_a_stop_ends_whoever_waits() -> None:
     """A reader that waits for room, one that waits for a task, the consumer, and the feeder: all end, at once."""
-    setting = Setting(2)
+    setting = Setting()
     waiting, query = threading.Event(), threading.Event()
 
     def read(task: str, writer: BinaryIO) -> int:
@@ -286,7 +290,7 @@ def test_a_stop_ends_whoever_waits() -> None:
 
 def test_what_is_stopped_before_it_begins_reads_nothing() -> None:
     """No task is taken or added after a stop."""
-    setting = Setting(1)
+    setting = Setting()
     setting.read_ahead.add(b"a")
     setting.stop.set(ZeroDivisionError())
     setting.read(write)
@@ -295,7 +299,7 @@ def test_what_is_stopped_before_it_begins_reads_nothing() -> None:
     with pytest.raises(Stopped):
         setting.read_ahead.add(b"b")
     assert isinstance(setting.end()[0], Stopped)
-    assert setting.read_ahead._held == 0
+    assert setting.held() == 0
 
 
 def test_a_wait_that_times_out_tells() -> None:
