@@ -109,7 +109,7 @@ def environment() -> dict[str, str]:
 )
 def test_ten_times_the_rows_take_no_more_memory(growth: Growth, rows: int, options: dict[str, Any]) -> None:
     """Ten times as many rows make the process grow by less than 16 MB more, and by less than 64 MB in all."""
-    few, many = growth(rows // 10, 400, **options), growth(rows, 400, **options)  # few fill all buffers, too
+    few, many = growth(rows // 10, 1_200, **options), growth(rows, 1_200, **options)  # few fill all buffers, too
     assert many - few < 16 * MB
     assert many < 64 * MB
 
