@@ -37,7 +37,7 @@ from airflow.sdk import DAG, task
 from airflow.timetables.interval import CronDataIntervalTimetable
 
 from orders.assets import ORDERS_EXPORT
-from orders.models import select_orders, select_orders_by
+from orders.models import UNIQUE_KEY, select_orders, select_orders_by
 from orders.places import BUCKET, LATEST_KEY, NIGHTLY_KEY, SELECTION_KEY
 from orders.runs import FORM, choose_task
 from postgres_to_s3 import PostgresToS3Operator, RetryByCause, s3_bucket
@@ -71,7 +71,7 @@ with DAG(
     export_orders = PostgresToS3Operator(
         task_id="export_orders",
         query=select_orders(),
-        unique_key="id",
+        unique_key=UNIQUE_KEY,
         s3_bucket=BUCKET,
         s3_key=NIGHTLY_KEY,
         latest_key=LATEST_KEY,
@@ -83,7 +83,7 @@ with DAG(
         task_id="export_selection",
         query=select_orders_by(),
         parameters={name: "{{ params." + name + " or none }}" for name in ("created_from", "created_to", "statuses")},
-        unique_key="id",
+        unique_key=UNIQUE_KEY,
         s3_bucket=BUCKET,
         s3_key=SELECTION_KEY,
         compression="{{ params.compression }}",
