@@ -17,6 +17,7 @@ from streaming_export import manifest
 from streaming_export.cancellation import Cancellation, Stopped
 from streaming_export.errors import DatabaseError, EmptyResult, ExportCancelled, ExportError, InvalidArgument
 from streaming_export.options import Options
+from streaming_export.postgres.errors import translated
 from streaming_export.postgres.query import Source
 from streaming_export.postgres.stream import CsvStream, open_csv
 from streaming_export.postgres.transactions import Wait, wait_for_older
@@ -24,6 +25,10 @@ from streaming_export.s3.bucket import MAX_KEY_BYTES, Bucket, check_key
 from streaming_export.s3.files import ExportedFile, FileLayout, FileWriter
 
 log = logging.getLogger(__name__)
+
+#: Seconds for which a preview counts rows.
+COUNT_SECONDS = 30.0
+_QUERY_CANCELED = "57014"
 
 _PROGRESS_SECONDS = 10.0
 _LONGEST_SUFFIX = len("-00001.zst.manifest.json")
@@ -69,14 +74,16 @@ class Preview:
 
     :param sql: the query, with the names of its parameters in place of their values.
     :param columns: names of the columns.
+    :param rows: counted in the snapshot; None if that took longer than `COUNT_SECONDS`.
     :param estimated_rows: by the planner.
-    :param estimated_bytes: by the planner, before compression.
+    :param estimated_bytes: by the planner, before compression; for the rows that were counted.
     :param targets: URL of each object that would be written, the first if there are several files, and of the
         manifest; with what it would replace, in words, or None.
     """
 
     sql: str
     columns: tuple[str, ...]
+    rows: int | None
     estimated_rows: int
     estimated_bytes: int
     targets: dict[str, str | None]
@@ -149,6 +156,7 @@ class Export:
         :raises InvalidArgument: if Postgres or the store shows that an argument is not allowed; nothing was read.
         :raises DatabaseError: if Postgres refused the query or failed.
         :raises TransactionsRunning: if transactions that began before the window's end do not end.
+        :raises AlreadyExists: if an object is there already, and `overwrite` is False.
         :raises EmptyResult: if there are no rows and `on_empty` is "fail".
         :raises StoreError: if the object store refused the object or failed.
         :raises VerificationError: if what was read, sent and stored do not agree, or another export replaced it.
@@ -159,7 +167,7 @@ class Export:
         return result
 
     def preview(self) -> Preview:
-        """What `run` would do; waits for no transaction, reads no row and writes nothing. Call it once.
+        """What `run` would do; waits for no transaction, counts the rows, and writes nothing. Call it once.
 
         :raises ExportError: as `run`.
         """
@@ -195,11 +203,25 @@ class Export:
         """Look at what would be done, in the thread that `Cancellation.run` makes."""
         with self._failures():
             with self._reading() as csv:
-                query, plan = csv.query, csv.plan
+                query, plan, rows = csv.query, csv.plan, self._counted(csv)
             keys = [self._layout(query.header).key(self._key, 1), manifest.manifest_key(self._key)]
             targets = {self._bucket.url(key): self._replaced(key) for key in keys}
         columns = tuple(column.name for column in query.columns)
-        return Preview(query.text, columns, plan.rows, plan.bytes, targets)
+        size = plan.bytes if rows is None else rows * plan.bytes // max(1, plan.rows)
+        return Preview(query.text, columns, rows, plan.rows, size, targets)
+
+    def _counted(self, csv: CsvStream) -> int | None:
+        """The number of rows, or None if counting takes too long."""
+        owner = csv.snapshot.owner.execution_options(no_parameters=True)
+        try:
+            with translated("counting the rows"), owner.begin_nested():
+                owner.exec_driver_sql(f"SET LOCAL statement_timeout = '{COUNT_SECONDS:.0f}s'")
+                return int(owner.exec_driver_sql(csv.query.count()).scalar_one())
+        except DatabaseError as exc:
+            self._stop.check()
+            if exc.sqlstate != _QUERY_CANCELED:
+                raise
+            return None
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[CsvStream]:
@@ -265,6 +287,7 @@ class Export:
             stop=self._stop,
             export_id=export_id,
             estimated_bytes=csv.plan.bytes,
+            overwrite=self._options.overwrite,
         )
 
     def _replaced(self, key: str) -> str | None:

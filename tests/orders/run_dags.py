@@ -31,7 +31,8 @@ def main(day: str) -> None:
         hours = {"orders_export_daily": 0, "orders_by_status": 3, "orders_deadline": 4}.get(dag_id, 2)
         states[dag_id] = str(dag.test(logical_date=at + timedelta(hours=hours), run_conf=conf).state)
     selection = bag.dags["orders_export"].test(logical_date=None, run_conf={"statuses": ["open"], "suffix": "open"})
-    print("RESULT", json.dumps(states | {"selection": str(selection.state), "run_id": selection.run_id}))
+    result = states | {"selection": str(selection.state), "run_id": selection.run_id}
+    sys.stdout.write(f"RESULT {json.dumps(result)}\n")
 
 
 if __name__ == "__main__":

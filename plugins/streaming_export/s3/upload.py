@@ -13,7 +13,7 @@ from botocore.exceptions import BotoCoreError
 from isal import isal_zlib
 
 from streaming_export.cancellation import Stop, cancelled
-from streaming_export.errors import StoreError, Superseded
+from streaming_export.errors import AlreadyExists, StoreError, Superseded
 from streaming_export.s3.bucket import Bucket
 from streaming_export.s3.conditional import ANYTHING, Sent, base64_crc32, check_visible, write
 from streaming_export.s3.parts import MAX_OBJECT_BYTES, MAX_PARTS, MIN_PART_BYTES, Parts, grown_part_bytes
@@ -51,6 +51,7 @@ class Upload:
     :param stop: of the export; a part that can't be sent sets it, and who waits for parts gets `Stopped`.
     :param headers: how the content is to be read, by boto3's names; the bucket's extra arguments go before them.
     :param part_bytes: size of all parts but the last.
+    :param overwrite: False: what is there already stays.
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class Upload:
         stop: Stop,
         headers: Mapping[str, Any] | None = None,
         part_bytes: int = MIN_PART_BYTES,
+        overwrite: bool = True,
     ) -> None:
+        self._overwrite = overwrite
         self._bucket = bucket.within(stop)
         self.key = key
         self.url = bucket.url(key)
@@ -73,7 +76,7 @@ class Upload:
         self._part = bytearray(part_bytes)
         self._filled = 0
         self._parts: Parts | None = None
-        self._replaces: str | None = ANYTHING
+        self._replaces: str | None = ANYTHING if overwrite else None
         self._size = 0
         self._sha256 = hashlib.sha256()
         self._crc32 = 0
@@ -88,6 +91,7 @@ class Upload:
         """Look at what is there; the caller sees to it that `complete` or `abort` is called.
 
         :raises StoreError: if the bucket is not there, or the store does not answer.
+        :raises AlreadyExists: if an object is there, and may not be overwritten.
         """
         try:
             # Before looking at what is there: a completion that a killed attempt has left on its way can't come
@@ -106,6 +110,8 @@ class Upload:
             )
         try:
             found = self._bucket.head(self.key)
+            if found and not self._overwrite:
+                raise AlreadyExists(self.url, f"{found.size:,} bytes of {found.modified.isoformat()}")
             self._replaces = found.etag if found else None
         except StoreError as exc:
             # Without s3:ListBucket, S3 does not say whether there is an object (403), nor without its SSE-C key (400).
@@ -159,12 +165,15 @@ class Upload:
 
         :raises StoreError: if it could not be completed; it says so if the object may be visible.
         :raises Superseded: if another export replaced what was there meanwhile, or replaced the object just now.
+        :raises AlreadyExists: if another writer was first, and may not be overwritten.
         :raises VerificationError: if the store holds something else than was sent.
         :raises Stopped: if the export shall end.
         """
         self._stop.check()
         sent = Sent(self._export_id, self._size, base64_crc32(self._crc32))
         if not self._publish(sent):
+            if not self._overwrite:
+                raise AlreadyExists(self.url, "written while this export ran")
             raise Superseded(
                 f"{self.url} was replaced by another writer while this export ran, and stays as that left it.",
                 "See whether two runs write to this key; a retry replaces it.",
