@@ -1,6 +1,8 @@
 """
 ### orders_by_status
 
+**Healthy** if the last run is green. Nothing here depends on it.
+
 Orders and revenue of each day by status: an export of a query in a file, `orders_by_status.sql`, with parameters.
 
 Writes `s3://{bucket}/{prefix}/by-status/orders-by-status-YYYYMMDD.csv` at 03:00 UTC, of the day before. When it

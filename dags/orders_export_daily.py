@@ -1,6 +1,9 @@
 """
 ### orders_export_daily
 
+**Healthy** if the manifest of yesterday is there by 04:00 UTC. Before that, a run that is still waiting for
+transactions is healthy too.
+
 Exports the orders that were created on a day, UTC midnight to midnight, into a file of its own, every day.
 
 | | |

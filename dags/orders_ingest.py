@@ -1,6 +1,8 @@
 """
 ### orders_ingest
 
+**Healthy** if `analytics.load_history` has the newest manifest. After a red run the table is as it was before.
+
 Loads each published export of the orders into the analytics database, exactly as its manifest describes it.
 
 | | |
