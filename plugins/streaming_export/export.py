@@ -185,6 +185,7 @@ class Export:
         started, started_at, export_id = time.monotonic(), datetime.now(UTC), uuid.uuid4().hex
         with contextlib.ExitStack() as uploads:  # outlives the connections to the database, which are let go first
             with self._failures():
+                self._stop.check()
                 waited = self._wait()
                 with self._reading() as csv:
                     log.info("Exporting from %s to %s.", csv.snapshot.server(), self._bucket.url(self._key))
@@ -195,13 +196,14 @@ class Export:
                 exported = files.complete() if written else []
         if exported:
             document = self._manifest(export_id, csv, exported, waited, started_at)
-            with self._failures(files):
+            with self._failures(files):  # no stop keeps the manifest of visible files back
                 self._publish_manifest(document, before, export_id, exported)
         return self._result(csv, exported, time.monotonic() - started)
 
     def _look(self) -> Preview:
         """Look at what would be done, in the thread that `Cancellation.run` makes."""
         with self._failures():
+            self._stop.check()
             with self._reading() as csv:
                 query, plan, rows = csv.query, csv.plan, self._counted(csv)
             keys = [self._layout(query.header).key(self._key, 1), manifest.manifest_key(self._key)]
@@ -326,9 +328,7 @@ class Export:
         self, document: Mapping[str, Any], before: str | None, export_id: str, exported: Sequence[ExportedFile]
     ) -> None:
         key = manifest.manifest_key(self._key)
-        manifest.publish(
-            self._bucket, key, document, before=before, export_id=export_id, files=exported, stop=self._stop
-        )
+        manifest.publish(self._bucket, key, document, before=before, export_id=export_id, files=exported)
 
     def _result(self, csv: CsvStream, files: Sequence[ExportedFile], seconds: float) -> ExportResult:
         only = files[0] if len(files) == 1 else None

@@ -28,7 +28,7 @@ from streaming_export.s3.files import ExportedFile
 log = logging.getLogger(__name__)
 
 __all__ = ["LONGEST_SUFFIX", "File", "Manifest", "build", "current", "is_identifier", "loggable", "manifest_key"]
-__all__ += ["move_latest", "publish", "published_by", "read"]
+__all__ += ["move_latest", "parse", "publish", "published_by", "read"]
 
 #: Bytes that no key of an export's objects is longer than that of the export.
 LONGEST_SUFFIX = _LONGEST_FILE_SUFFIX + len(".manifest.json")

@@ -31,6 +31,16 @@ _ROW = re.compile(rb'(?:[^"\n]++|"[^"]*+")*+\n')
 _GZIP_FORMAT = 31  # zlib manual, deflateInit2: a window of 32 KiB (15), with gzip's header (16)
 
 
+def row_ends(data: bytes) -> list[int]:
+    """Where the rows end that end in `data`, which begins with the begin of a row."""
+    ends, start = [], 0
+    # Not finditer(): it would look for a row at each byte of one that has not ended.
+    while match := _ROW.match(data, start):
+        start = match.end()
+        ends.append(start)
+    return ends
+
+
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """How a compressed file is named, and made.
@@ -233,6 +243,8 @@ class FileWriter:
         exported: list[ExportedFile] = []
         try:
             for file in self._files:
+                if self.visible:
+                    file.upload.commit()
                 exported.append(file.exported(file.upload.complete()))
                 self.visible += 1
         except StoreError as exc:
@@ -267,7 +279,7 @@ class FileWriter:
 
     def _write_split(self, data: bytes) -> None:
         """Write whole rows to the file they fit in; keep the row that has not ended."""
-        ends = [match.end() for match in _ROW.finditer(data)]
+        ends = row_ends(data)
         start = done = 0
         while done < len(ends):
             file = self._files[-1]

@@ -80,7 +80,7 @@ class Upload:
         self._size = 0
         self._sha256 = hashlib.sha256()
         self._crc32 = 0
-        self._done = self._finished = False
+        self._done = self._finished = self._committed = False
 
     @property
     def size(self) -> int:
@@ -160,6 +160,10 @@ class Upload:
         self._part = bytearray()
         parts.wait()
 
+    def commit(self) -> None:
+        """From here on a stop does not keep the object back: others of its export are visible already."""
+        self._committed, self._bucket = True, self._bucket.within(Stop())
+
     def complete(self) -> StoredObject:
         """Make the object visible, in one step, and check it.
 
@@ -169,7 +173,8 @@ class Upload:
         :raises VerificationError: if the store holds something else than was sent.
         :raises Stopped: if the export shall end.
         """
-        self._stop.check()
+        if not self._committed:
+            self._stop.check()
         sent = Sent(self._export_id, self._size, base64_crc32(self._crc32))
         if not self._publish(sent):
             if not self._overwrite:
