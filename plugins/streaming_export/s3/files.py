@@ -17,8 +17,9 @@ from isal import isal_zlib
 from streaming_export.cancellation import Stop
 from streaming_export.errors import InvalidArgument, StoreError
 from streaming_export.s3.bucket import Bucket
+from streaming_export.s3.conditional import StoredObject
 from streaming_export.s3.parts import part_bytes_for
-from streaming_export.s3.upload import StoredObject, Upload
+from streaming_export.s3.upload import Upload
 
 Compression = Literal["gzip", "zstd"]
 

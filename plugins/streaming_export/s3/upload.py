@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -15,28 +14,12 @@ from isal import isal_zlib
 from streaming_export.cancellation import Stop, cancelled
 from streaming_export.errors import AlreadyExists, StoreError, Superseded
 from streaming_export.s3.bucket import Bucket
-from streaming_export.s3.conditional import ANYTHING, Sent, base64_crc32, check_visible, write
+from streaming_export.s3.conditional import ANYTHING, Sent, StoredObject, base64_crc32, check_visible, write
 from streaming_export.s3.parts import MAX_OBJECT_BYTES, MAX_PARTS, MIN_PART_BYTES, Parts, grown_part_bytes
 
 log = logging.getLogger(__name__)
 
 _ABORT_SECONDS = 10.0  # that an abort waits for parts still on their way
-
-
-@dataclass(frozen=True, slots=True)
-class StoredObject:
-    """An object that the store has confirmed.
-
-    :param size: in bytes.
-    :param sha256: of its content, in hex.
-    :param etag: as the store gives it, without quotes.
-    :param parts: number of parts it was sent in; 1 if it was one put.
-    """
-
-    size: int
-    sha256: str
-    etag: str
-    parts: int
 
 
 class Upload:
