@@ -22,8 +22,8 @@ from streaming_export.cancellation import Stop
 from streaming_export.errors import ManifestError, StoreError, Superseded, VerificationError
 from streaming_export.manifest_reader import VERSION, File, Manifest, is_identifier, parse, read
 from streaming_export.s3.bucket import Bucket, check_key
-from streaming_export.s3.files import LONGEST_SUFFIX as _LONGEST_FILE_SUFFIX
 from streaming_export.s3.files import ExportedFile
+from streaming_export.s3.layout import LONGEST_SUFFIX as _LONGEST_FILE_SUFFIX
 
 log = logging.getLogger(__name__)
 

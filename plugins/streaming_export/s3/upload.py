@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 from botocore.exceptions import BotoCoreError
@@ -77,8 +76,7 @@ class Upload:
         :raises AlreadyExists: if an object is there, and may not be overwritten.
         """
         try:
-            # Before looking at what is there: a completion that a killed attempt has left on its way can't come
-            # between any more.
+            # First: a completion that a killed attempt has left on its way can't come between any more then.
             for upload_id, started in self._bucket.unfinished_uploads(self.key):
                 log.warning("Aborting an unfinished upload of %s, started %s.", self.url, started)
                 self._abort_upload(upload_id)
@@ -191,8 +189,7 @@ class Upload:
             self._stop.set(reason or cancelled())
         gone = self._abort_upload(self._parts.upload_id)
         if flying and gone:
-            # A part that was on its way may have been stored after the abort (Amazon S3 API Reference,
-            # AbortMultipartUpload).
+            # A part on its way may be stored after an abort (Amazon S3 API Reference, AbortMultipartUpload).
             self._parts.settle(_ABORT_SECONDS)
             gone = self._abort_upload(self._parts.upload_id)
         return gone
@@ -207,9 +204,7 @@ class Upload:
     def __enter__(self) -> Upload:
         return self.open()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _: object, exc: BaseException | None, trace: object) -> None:
         self.abort(exc)
 
     def _send_part(self) -> None:
