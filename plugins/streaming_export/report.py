@@ -97,11 +97,11 @@ def log_end(result: ExportResult) -> None:
         log.info("The query returned no rows: nothing was written to s3://%s.", result.bucket)
         return
     log.info(
-        "Published s3://%s/%s%s: %s rows, %s bytes, %.1f s, %s rows/s. Manifest: %s",
+        "Published s3://%s/%s%s: %s, %s bytes, %.1f s, %s rows/s. Manifest: %s",
         result.bucket,
         result.key,
         f" and {len(result.files) - 1} more files" if len(result.files) > 1 else "",
-        f"{result.rows:,}",
+        f"{result.rows:,} row{'' if result.rows == 1 else 's'}",
         f"{result.bytes:,}",
         result.seconds,
         f"{result.rows / max(result.seconds, 0.001):,.0f}",
