@@ -1,5 +1,6 @@
--- Orders and revenue of one day, by status.
-SELECT status, count(*) AS orders, sum(total_cents) AS total_cents
-FROM orders
-WHERE created_at >= :created_from AND created_at < :created_to
-GROUP BY status
+-- Rows of one day by status, and what they add up to. The names are those of plugins/orders/models.py.
+SELECT {{ sql.status }}, count(*) AS orders{% if sql.amount %}, sum({{ sql.amount }}) AS {{ sql.amount }}{% endif %}
+
+FROM {{ sql.table }}
+WHERE {{ sql.created_at }} >= :created_from AND {{ sql.created_at }} < :created_to
+GROUP BY {{ sql.status }}

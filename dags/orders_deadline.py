@@ -1,6 +1,8 @@
 """
 ### orders_deadline
 
+**Healthy** if green: last night's exports are published. Red means that somebody has to look at the exports, not here.
+
 Looks at 04:00 UTC whether last night's exports of the orders are published, and tells somebody if they are not.
 
 It looks for the manifests in the bucket, not at the state of runs: so it also notices a run that was never started. If

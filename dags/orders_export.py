@@ -1,6 +1,9 @@
 """
 ### orders_export
 
+**Healthy** if `{prefix}/orders-YYYYMMDD.csv.manifest.json` of today is there by 04:00 UTC. A red run has left
+yesterday's files as they were.
+
 Streams all orders from Postgres into one CSV file in object storage, every night at 02:00 UTC.
 
 | | |
@@ -18,7 +21,7 @@ Streams all orders from Postgres into one CSV file in object storage, every nigh
 **By hand.** With the form as it is, a run exports what the nightly run does, under the same name. If another run has
 published that already, or if anything is changed in the form, the file goes to
 `{prefix}/manual/{run id}/orders-YYYYMMDD.csv`, which moves no pointer and starts no ingest. *Dry run* does neither: the
-log of the skipped task shows the SQL, the planner's estimate, and what would be replaced.
+log of the skipped task shows the SQL, the number of rows, and what would be replaced.
 
 **When it fails.** The file of that day is either whole or still what it was before: nothing half-written is
 ever visible. The error in the task's log says what happened and what to do. The task retries by itself
@@ -37,7 +40,7 @@ from airflow.sdk import DAG, task
 from airflow.timetables.interval import CronDataIntervalTimetable
 
 from orders.assets import ORDERS_EXPORT
-from orders.models import select_orders, select_orders_by
+from orders.models import UNIQUE_KEY, select_orders, select_orders_by
 from orders.places import BUCKET, LATEST_KEY, NIGHTLY_KEY, SELECTION_KEY
 from orders.runs import FORM, choose_task
 from postgres_to_s3 import PostgresToS3Operator, RetryByCause, s3_bucket
@@ -71,7 +74,7 @@ with DAG(
     export_orders = PostgresToS3Operator(
         task_id="export_orders",
         query=select_orders(),
-        unique_key="id",
+        unique_key=UNIQUE_KEY,
         s3_bucket=BUCKET,
         s3_key=NIGHTLY_KEY,
         latest_key=LATEST_KEY,
@@ -83,7 +86,7 @@ with DAG(
         task_id="export_selection",
         query=select_orders_by(),
         parameters={name: "{{ params." + name + " or none }}" for name in ("created_from", "created_to", "statuses")},
-        unique_key="id",
+        unique_key=UNIQUE_KEY,
         s3_bucket=BUCKET,
         s3_key=SELECTION_KEY,
         compression="{{ params.compression }}",

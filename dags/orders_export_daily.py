@@ -1,6 +1,9 @@
 """
 ### orders_export_daily
 
+**Healthy** if the manifest of yesterday is there by 04:00 UTC. Before that, a run that is still waiting for
+transactions is healthy too.
+
 Exports the orders that were created on a day, UTC midnight to midnight, into a file of its own, every day.
 
 | | |
@@ -30,7 +33,7 @@ from airflow.sdk import DAG
 from airflow.timetables.interval import CronDataIntervalTimetable
 
 from orders.assets import ORDERS_EXPORT_DAILY
-from orders.models import select_orders_created
+from orders.models import UNIQUE_KEY, select_orders_created
 from orders.places import BUCKET, DAILY_KEY
 from orders.runs import day_of
 from postgres_to_s3 import PostgresToS3Operator
@@ -59,7 +62,7 @@ with DAG(
         task_id="export_day",
         query=select_orders_created(),
         parameters={"created_from": START, "created_to": END},
-        unique_key="id",
+        unique_key=UNIQUE_KEY,
         window=[START, END],
         wait_for_transactions="{{ var.value.get('orders_export_wait_seconds', 3600) }}",
         s3_bucket=BUCKET,

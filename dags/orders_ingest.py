@@ -1,6 +1,8 @@
 """
 ### orders_ingest
 
+**Healthy** if `analytics.load_history` has the newest manifest. After a red run the table is as it was before.
+
 Loads each published export of the orders into the analytics database, exactly as its manifest describes it.
 
 | | |
@@ -29,6 +31,7 @@ from typing import Any
 from airflow.sdk import DAG, Param, task
 
 from orders.assets import ORDERS_EXPORT, ORDERS_EXPORT_DAILY
+from orders.models import TABLE
 from orders.places import BUCKET
 from postgres_to_s3 import RetryByCause
 from postgres_to_s3.loading import load_manifests, manifest_urls
@@ -70,7 +73,7 @@ with DAG(
             manifest_urls(events, params["manifest_url"]),
             bucket=bucket,
             schema="analytics",
-            table="orders",
+            table=TABLE.name,
             postgres_conn_id="analytics_db",
             aws_conn_id="exports_s3",
             add_columns=params["add_columns"],

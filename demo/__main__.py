@@ -6,14 +6,20 @@ Ends with 0 only if the file in the store and the table in the analytics databas
 orders. Its files stay in .demo/.
 """
 
+from demo.interrupts import end_in_order
+
+if __name__ == "__main__":
+    end_in_order()  # before the imports, which take a second
+
 import argparse
 import csv
 import itertools
 import json
 import os
+import re
 import shutil
-import signal
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +38,11 @@ def main() -> int:
     parser.add_argument("--orders", metavar="ORDERS", type=number, default=200_000)
     rows = parser.parse_args().orders
     services.isolate_environment()
-    end_in_order()
     try:
         with services.alone(FOLDER):
             return demo(rows)
     except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
+        print("Stopped.", file=sys.stderr)
         return 130
     except RuntimeError as error:
         print(f"\n{error}", file=sys.stderr)
@@ -46,16 +51,18 @@ def main() -> int:
 
 def demo(rows: int) -> int:
     """Run the services, the DAG and the check; returns the exit status."""
+    for copy in FOLDER.glob("orders-*.csv*"):  # of an earlier run
+        copy.unlink()
     say("Starting PostgreSQL")
     with alive(), services.postgres(FOLDER / "postgres") as database:
         say("Starting an S3 server")
         with services.s3(FOLDER / "s3") as endpoint:
             services.create_bucket(endpoint)
-            say(f"Filling the table orders: {counted(rows)}")
-            services.load_orders(database, rows)
+            say(f"Filling the table orders: {counted(rows)}", lambda: services.written(database))
+            services.load_orders(database, rows, datetime.now(UTC).date())
             services.make_exporter(database)
             analytics = services.analytics(database)
-            say(f"Running the DAGs orders_export and orders_ingest in Airflow (output: {relative(LOG)})")
+            say(f"Running the DAGs orders_export and orders_ingest in Airflow (output: {relative(LOG)})", airflow_says)
             services.unpublish(endpoint)
             result = run_dag(database, endpoint)
             say("Downloading the file and counting its rows")
@@ -104,9 +111,14 @@ def airflow_failed(what: str) -> RuntimeError:
 
 
 def download(endpoint: str, bucket: str, key: str, path: Path) -> None:
-    """Stream the object into the file `path`."""
-    with path.open("wb") as file:
-        shutil.copyfileobj(services.s3_client(endpoint).get_object(Bucket=bucket, Key=key)["Body"], file, 2**20)
+    """Stream the object into the file `path`, which is there when it is whole."""
+    part = path.with_suffix(".part")
+    try:
+        with part.open("wb") as file:
+            shutil.copyfileobj(services.s3_client(endpoint).get_object(Bucket=bucket, Key=key)["Body"], file, 2**20)
+        part.rename(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def count_rows(path: Path) -> int:
@@ -144,16 +156,14 @@ What next?
 """)
 
 
-def end_in_order() -> None:
-    """Let Ctrl-C, SIGTERM and SIGHUP end the services in order, and print any text at once, wherever to."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signal_number, stop)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+def airflow_says() -> str:
+    """How far the export is, by Airflow's log; before and after it, what runs."""
+    lines = LOG.read_text(errors="replace").splitlines()[-200:]
+    said = [found for line in lines if (found := re.search(r"([\d,]+ rows, .*? rows/s)|starting task_id=(\w+)", line))]
+    if not said:
+        return "Airflow starts"
+    rows, task = said[-1].groups()
+    return f"Airflow: {rows}" if rows else f"Airflow runs {task}"
 
 
 def relative(path: Path) -> Path:

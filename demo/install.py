@@ -11,11 +11,13 @@ import sys
 import venv
 from pathlib import Path
 
+from interrupts import end_in_order
 from steps import alive, say
 
 FOLDER = Path(".venv")
 PYTHON = str(FOLDER / "bin" / "python")
 LOG = FOLDER / "install.log"
+SIZES = "1 to 3 minutes, about 200 MB to download and 900 MB on disk"
 
 
 def main(files: list[str]) -> int:
@@ -24,13 +26,25 @@ def main(files: list[str]) -> int:
         venv.create(FOLDER, clear=True, with_pip=True, symlinks=True)
     arguments = [word for file in files for word in ("-r", file)]
     command = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", *arguments, "-c", "constraints.txt"]
-    say(f"Installing {' and '.join(files)} into .venv (a minute or two; output: {LOG})")
+    first = not any(FOLDER.glob("*.stamp"))
+    say(f"Installing {' and '.join(files)} into .venv (output: {LOG})", _how_far)
+    if first:
+        print(f"          The first time this needs the network, {SIZES}. Later it takes none of these.", flush=True)
     with alive(), LOG.open("wb") as log:
         status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
     if status:
         tail = LOG.read_text(errors="replace").splitlines()[-15:]
         print(f"\npip failed. The last lines of {LOG}:\n  " + "\n  ".join(tail), file=sys.stderr)
     return status
+
+
+def _how_far() -> str:
+    """What pip does, by its output and what it has put into place."""
+    lines = LOG.read_text(errors="replace").splitlines()
+    found = sum(line.startswith(("Collecting ", "Processing ")) for line in lines)
+    if any(line.startswith("Installing collected packages") for line in lines):
+        return f"{sum(1 for _ in FOLDER.glob('lib/python*/site-packages/*.dist-info'))} of {found} packages in place"
+    return f"{found} packages fetched"
 
 
 def _has_pip() -> bool:
@@ -41,6 +55,7 @@ def _has_pip() -> bool:
 
 
 if __name__ == "__main__":
+    end_in_order()
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

@@ -1,10 +1,10 @@
--- The demo's `orders` table, made of arithmetic alone: the same rows on every machine.
+-- The demo's `orders` table, made of arithmetic alone: the same rows on every machine, but for the date.
 --
 --   rows        200,000, or what the setting `demo.orders` says:
 --                 select set_config('demo.orders', '5000000', false);
 --   id          grows and has gaps, as after rollbacks and deletions
---   created_at  grows with id from 2026-10-23 00:00 to 2026-11-21 23:59:59 UTC; a quarter on
---               whole seconds, a quarter on whole milliseconds, the rest on microseconds
+--   created_at  grows with id through the 30 days (UTC) before today, or before the setting `demo.until`, a date; a
+--               quarter on whole seconds, a quarter on whole milliseconds, the rest on microseconds
 --   addresses   three in a hundred are hostile: quotes, commas, line breaks, formulas, emptiness
 --   total_cents two rows hold more than 2^53, which a float would round
 --
@@ -53,15 +53,19 @@ select
         when n * 31 % 100 < 97 then 'cancelled'
         else 'refunded'
     end,
-    timestamptz '2026-10-23 00:00:00+00'
+    begin
         + case n % 4
             when 0 then micros - micros % 1000000
             when 1 then micros - micros % 1000
             else micros
         end * interval '1 microsecond'
 from (
-    select n, (n - 1) * (2591999999999 / total) + n * 7919 % 1000003 % greatest(2591999999999 / total, 1) as micros
-    from (select coalesce(nullif(current_setting('demo.orders', true), ''), '200000')::bigint as total) as asked,
+    select n, begin, (n - 1) * (2591999999999 / total) + n * 7919 % 1000003 % greatest(2591999999999 / total, 1) as micros
+    from (
+        select coalesce(nullif(current_setting('demo.orders', true), ''), '200000')::bigint as total,
+            (coalesce(nullif(current_setting('demo.until', true), '')::date, (now() at time zone 'UTC')::date)
+                - 30)::timestamp at time zone 'UTC' as begin
+    ) as asked,
         lateral generate_series(1, total) as n
 ) as numbered;
 

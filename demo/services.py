@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import date
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -42,10 +43,12 @@ __all__ = [
     "s3",
     "s3_client",
     "unpublish",
+    "written",
 ]
 
 PROJECT = Path(__file__).resolve().parent.parent
 BUCKET = "exports"
+UNTIL = date(2026, 11, 22)  # for tests, which name days
 EXPORTER = "orders_exporter"  # as in plugins/orders/exporter_role.sql
 
 
@@ -103,23 +106,33 @@ def let_browsers_read(endpoint_url: str, bucket: str = BUCKET) -> None:
     s3_client(endpoint_url).put_bucket_policy(Bucket=bucket, Policy=policy)
 
 
-def load_orders(uri: str, rows: int) -> int:
+def load_orders(uri: str, rows: int, until: date = UNTIL) -> int:
     """Fill the table `orders` with `rows` rows by orders.sql; returns the number of rows it holds.
 
     Replaces the table unless it is from the same orders.sql and has that many rows already.
+
+    :param until: the day after the last of the 30 days (UTC) of the orders; the demo's is today.
     """
     sql = Path(__file__).with_name("orders.sql").read_text(encoding="utf-8")
-    label = f"demo/orders.sql {hashlib.sha256(sql.encode()).hexdigest()[:16]}"
+    label = f"demo/orders.sql {hashlib.sha256(sql.encode()).hexdigest()[:16]} until {until}"
     with psycopg.connect(uri, autocommit=True) as connection:
         found = connection.execute("select obj_description(to_regclass('orders'), 'pg_class')").fetchone()
         if found != (label,) or count_orders(uri) != rows:
             with connection.transaction():
                 connection.execute("drop table if exists orders")
                 connection.execute("select set_config('demo.orders', %s, true)", [str(rows)])
+                connection.execute("select set_config('demo.until', %s, true)", [until.isoformat()])
                 connection.execute(sql)
                 connection.execute(f"comment on table orders is '{label}'")
             connection.execute("vacuum orders")  # now, or autovacuum does it in the middle of the export
     return count_orders(uri)
+
+
+def written(uri: str) -> str:
+    """How much the databases have grown to, in words, for whoever waits for them."""
+    with psycopg.connect(uri) as connection:
+        [(size,)] = connection.execute("select sum(pg_database_size(oid))::bigint from pg_database").fetchall()
+    return f"{size / 1e6:,.0f} MB in the database"
 
 
 def make_exporter(uri: str) -> None:

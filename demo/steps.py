@@ -1,30 +1,35 @@
-"""Says what is going on, and that it still is. Standard library only: install.py runs before all."""
+"""Says what is going on, and how far it is. Standard library only: install.py runs before all."""
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 ALIVE_SECONDS = 5
 _begin = _said = time.monotonic()
+_step = ""
+_progress: Callable[[], str] = str
 
 
-def say(text: str) -> None:
-    """Print `text` after the seconds since the program began."""
-    global _said
-    _said = time.monotonic()
-    print(f"[{_said - _begin:5.1f} s] {text}", flush=True)
+def say(text: str, progress: Callable[[], str] = str) -> None:
+    """Print `text` after the seconds since the program began.
+
+    :param progress: how far it is, in a few words; "" if unknown. Asked every 5 seconds within `alive`.
+    """
+    global _step, _progress
+    _step, _progress = text, progress
+    _print(text)
 
 
 @contextmanager
 def alive() -> Iterator[None]:
-    """For the length of the block, say something whenever nothing was said for 5 seconds."""
+    """For the length of the block, say how far the step is whenever nothing was said for 5 seconds."""
     done = threading.Event()
 
     def remind() -> None:
         while not done.wait(max(_said + ALIVE_SECONDS - time.monotonic(), 0.1)):
             if time.monotonic() >= _said + ALIVE_SECONDS:
-                say("  ... still working")
+                _print(f"  {_how_far()}")
 
     thread = threading.Thread(target=remind, daemon=True)
     thread.start()
@@ -33,3 +38,16 @@ def alive() -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+def _how_far() -> str:
+    found = ""
+    with suppress(Exception):  # the log may not be there yet, the server may be busy
+        found = _progress()
+    return found or f"{_step[0].lower()}{_step[1:].partition(' (')[0]}, not done yet"
+
+
+def _print(text: str) -> None:
+    global _said
+    _said = time.monotonic()
+    print(f"[{_said - _begin:5.1f} s] {text}", flush=True)

@@ -4,6 +4,11 @@ Airflow's four programs are started one by one: `airflow standalone` would also 
 the network, on two fixed ports.
 """
 
+from demo.interrupts import end_in_order
+
+if __name__ == "__main__":
+    end_in_order()  # before the imports, which take a second
+
 import argparse
 import contextlib
 import json
@@ -15,18 +20,22 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from demo import services
-from demo.__main__ import FOLDER, LOG, airflow_failed, counted, end_in_order, number, relative
+from demo.__main__ import FOLDER, LOG, airflow_failed, counted, number, relative
 from demo.guard import ask_to_stop, guarded
 from demo.steps import alive, say
 
 HOME = FOLDER / "airflow-ui"  # not that of `make demo`, whose links lead to a server that is gone
 PASSWORDS = HOME / "passwords.json"
 USER, PASSWORD = "admin", "admin"  # the interface listens on this machine only
-COMPONENTS = (["api-server"], ["scheduler", "--skip-serve-logs"], ["dag-processor"], ["triggerer", "--skip-serve-logs"])
+API_SERVER = ["api-server"]
+# Started when the API server answers: their tasks talk to it, and would fail and be retried before that.
+OTHERS = (["scheduler", "--skip-serve-logs"], ["dag-processor"], ["triggerer", "--skip-serve-logs"])
 START_SECONDS = 180
 
 
@@ -35,7 +44,6 @@ def main() -> int:
     parser.add_argument("--orders", metavar="ORDERS", type=number, default=200_000)
     rows = parser.parse_args().orders
     services.isolate_environment()
-    end_in_order()
     try:
         with services.alone(FOLDER):
             ui(rows)
@@ -56,18 +64,15 @@ def ui(rows: int) -> None:
             endpoint = stack.enter_context(services.s3(FOLDER / "s3"))
             services.create_bucket(endpoint)
             services.let_browsers_read(endpoint)
-            say(f"Filling the table orders: {counted(rows)}")
-            services.load_orders(database, rows)
+            say(f"Filling the table orders: {counted(rows)}", lambda: services.written(database))
+            today = datetime.now(UTC).date()
+            services.load_orders(database, rows, today)
             services.make_exporter(database)
             services.analytics(database)
-            say(f"Starting Airflow (output: {relative(LOG)})")
             port = free_port()
             log = stack.enter_context(LOG.open("wb"))
             environment = os.environ | services.airflow_environment(HOME, database, endpoint) | ui_environment(port)
-            airflow = start_airflow(stack, environment, log)
-            for part in airflow:
-                stack.callback(ask_to_stop, part)  # all at once, before each is waited for
-            wait_for(port, airflow)
+            airflow = start_airflow(stack, environment, log, port)
         kept = "; all stays in .demo/s3" if services.keeps_objects() else ""
         print(f"""
   Airflow         http://127.0.0.1:{port}
@@ -78,7 +83,8 @@ def ui(rows: int) -> None:
   All DAGs but orders_deadline are on: last night's runs come by themselves within a minute.
   "Trigger" on orders_export starts more, and has a form for a selection of the orders.
   orders_ingest loads what they publish into the database analytics, but not what somebody has selected by hand.
-  The orders are of 2026-10-23 to 2026-11-21: "Trigger" on orders_export_daily has "Backfill", a file for each day.
+  The orders are of {today - timedelta(30)} to {today - timedelta(1)}: "Trigger" on orders_export_daily has
+  "Backfill", a file for each day.
   Ctrl-C ends everything.
 """)
         while all(part.poll() is None for part in airflow):
@@ -88,9 +94,8 @@ def ui(rows: int) -> None:
 
 def ui_environment(port: int) -> dict[str, str]:
     """What Airflow's programs need beyond `services.airflow_environment` to serve this port of the machine."""
-    shutil.rmtree(
-        HOME, ignore_errors=True
-    )  # its links lead to a server that is gone, and last night's would not run again
+    # Its links lead to a server that is gone, and last night's would not run again.
+    shutil.rmtree(HOME, ignore_errors=True)
     HOME.mkdir()
     PASSWORDS.write_text(json.dumps({USER: PASSWORD}))
     return {
@@ -109,23 +114,36 @@ def ui_environment(port: int) -> dict[str, str]:
 
 
 def start_airflow(
-    stack: contextlib.ExitStack, environment: dict[str, str], log: IO[bytes]
+    stack: contextlib.ExitStack, environment: dict[str, str], log: IO[bytes], port: int
 ) -> list[subprocess.Popen[bytes]]:
-    """Make Airflow's database, then start its programs, which end with `stack`."""
+    """Make Airflow's database, then start its programs, which end with `stack`; returns when all are healthy."""
     prepare = [sys.executable, "-P", str(Path(__file__).with_name("run_dag.py"))]
+    say(f"Making Airflow's database (output: {relative(LOG)})")
     with guarded(prepare, log, env=environment) as preparing:
         if preparing.wait():
             raise airflow_failed("Airflow could not make its database")
-    return [
-        stack.enter_context(guarded([sys.executable, "-P", "-m", "airflow", *words], log, env=environment))
-        for words in COMPONENTS
-    ]
+    airflow: list[subprocess.Popen[bytes]] = []
+
+    def start(words: list[str]) -> None:
+        command = [sys.executable, "-P", "-m", "airflow", *words]
+        airflow.append(stack.enter_context(guarded(command, log, env=environment)))
+
+    say("Starting Airflow's API server")
+    start(API_SERVER)
+    wait_for(lambda: health(port) is not None, airflow)
+    say("Starting Airflow's scheduler, DAG processor and triggerer", lambda: not_yet(port))
+    for words in OTHERS:
+        start(words)
+    wait_for(lambda: not_yet(port) == "", airflow)
+    for part in airflow:
+        stack.callback(ask_to_stop, part)  # all at once, before each is waited for
+    return airflow
 
 
-def wait_for(port: int, airflow: list[subprocess.Popen[bytes]]) -> None:
-    """Return when every part of Airflow says that it is healthy."""
+def wait_for(ready: Callable[[], bool], airflow: list[subprocess.Popen[bytes]]) -> None:
+    """Return when `ready`. Raises RuntimeError if a part of Airflow ends, or it takes too long."""
     deadline = time.monotonic() + START_SECONDS
-    while not healthy(port):
+    while not ready():
         if any(part.poll() is not None for part in airflow):
             raise airflow_failed("A part of Airflow ended while it started")
         if time.monotonic() > deadline:
@@ -133,13 +151,23 @@ def wait_for(port: int, airflow: list[subprocess.Popen[bytes]]) -> None:
         time.sleep(0.5)
 
 
-def healthy(port: int) -> bool:
+def health(port: int) -> dict[str, Any] | None:
+    """What the API server says of each part of Airflow; None while it does not answer."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v2/monitor/health", timeout=5) as answer:
-            parts = json.load(answer)
+            parts: dict[str, Any] = json.load(answer)
     except (OSError, ValueError):
-        return False
-    return all(part["status"] == "healthy" for part in parts.values())
+        return None
+    return parts
+
+
+def not_yet(port: int) -> str:
+    """The parts that are not healthy, in words; "" if there are none."""
+    parts = health(port)
+    if parts is None:
+        return "the API server does not answer yet"
+    waiting = [name.replace("_", " ") for name, part in parts.items() if part["status"] != "healthy"]
+    return f"waiting for {', '.join(waiting)}" if waiting else ""
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""The IAM policy of the README, enforced by the S3 server: what it allows is enough, and nothing else is allowed."""
+"""The IAM policy of docs/running.md, enforced by the S3 server: it allows enough, and nothing else is allowed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from streaming_ingest import ingest
 from tests.conftest import content, keys, open_uploads
 from tests.streaming_export.exporting import export, preview
 from tests.streaming_export.store import hook, refusal
-from tests.test_readme import json_block
+from tests.test_docs import RUNNING, only
 
 BUCKET, OTHER = "shop-exports", "another-bucket"
 SMALL, LARGE = "SELECT 1 AS a", "SELECT i, repeat('x', 1000) AS x FROM generate_series(1, 7000) AS i"
@@ -49,7 +49,7 @@ class Store:
 @pytest.fixture(scope="module")
 def store() -> Iterator[Store]:
     """The store with two buckets and its users."""
-    policy = json.loads(json.dumps(json_block('"s3:PutObject"')).replace("BUCKET", BUCKET))
+    policy = json.loads(only("json", '"s3:PutObject"', RUNNING).replace("BUCKET", BUCKET))
     with services.moto() as endpoint:
         for bucket in (BUCKET, OTHER):
             services.create_bucket(endpoint, bucket)

@@ -1,5 +1,5 @@
 -- The role that exports the orders and can do nothing else. Run it in the database of the orders, as somebody who
--- may create roles and owns the table:
+-- may create roles and owns the table (for another table than orders, python -m orders.exporter_role prints it):
 --
 --   psql --single-transaction -f exporter_role.sql shop
 --   psql -c '\password orders_exporter' shop

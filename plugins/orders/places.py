@@ -1,22 +1,26 @@
 """Where the exports of the orders are, as templates for DAGs."""
 
+from orders.models import TABLE
+
 BUCKET = "{{ var.value.get('orders_export_bucket', 'exports') }}"
-PREFIX = "{{ var.value.get('orders_export_prefix', 'orders') }}"
+PREFIX = "{{ var.value.get('orders_export_prefix', '" + TABLE.name + "') }}"
 
 # A run triggered without a logical date has no data interval.
 _TODAY = "{{ (dag_run.data_interval_end or dag_run.run_after) | ds_nodash }}"
 
 #: The nightly file of all orders.
-NIGHTLY_KEY = f"{PREFIX}/orders-{_TODAY}.csv"
+NIGHTLY_KEY = f"{PREFIX}/{TABLE.name}-{_TODAY}.csv"
 
 #: What somebody has asked for in the trigger form; a run by hand never replaces a nightly file.
-SELECTION_KEY = PREFIX + "/manual/{{ run_id }}/orders-" + _TODAY + "{{ '-' ~ params.suffix if params.suffix }}.csv"
+_SUFFIX = "{{ '-' ~ params.suffix if params.suffix }}"
+SELECTION_KEY = PREFIX + "/manual/{{ run_id }}/" + TABLE.name + "-" + _TODAY + _SUFFIX + ".csv"
 
 #: The file of the orders of one day; needs the macro `day_of`.
-DAILY_KEY = PREFIX + "/daily/dt={{ day_of(dag_run).start | ds }}/orders-{{ day_of(dag_run).start | ds_nodash }}.csv"
+_DAY = "{{ day_of(dag_run).start | ds_nodash }}"
+DAILY_KEY = PREFIX + "/daily/dt={{ day_of(dag_run).start | ds }}/" + f"{TABLE.name}-{_DAY}.csv"
 
 #: Totals of one day; needs the macro `day_of`.
-BY_STATUS_KEY = PREFIX + "/by-status/orders-by-status-{{ day_of(dag_run).start | ds_nodash }}.csv"
+BY_STATUS_KEY = f"{PREFIX}/by-status/{TABLE.name}-by-status-{_DAY}.csv"
 
 #: Names the newest nightly export. Only runs of the schedule move it: what somebody exports by hand is theirs.
 LATEST_KEY = "{% if dag_run.run_type in ('scheduled', 'backfill') %}" + PREFIX + "/latest.json{% endif %}"

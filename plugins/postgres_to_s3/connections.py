@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 from airflow.providers.postgres.hooks.postgres import PostgresHook
+from airflow.sdk.exceptions import AirflowNotFoundException
 from botocore.config import Config
 from sqlalchemy.pool import NullPool
 
-from streaming_export import Bucket
+from streaming_export import Bucket, InvalidArgument
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -24,13 +25,31 @@ _LIBPQ_DEFAULTS = {"connect_timeout": 30, "keepalives_idle": 60, "keepalives_int
 _BOTO_DEFAULTS = Config(connect_timeout=10, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 1})
 
 
+def check_connection(argument: str, conn_id: str) -> None:
+    """Refuse a connection that Airflow does not know; its AWS hook would silently take the machine's own identity.
+
+    :param argument: the operator's name of it, for the error.
+    :raises InvalidArgument: naming the argument.
+    """
+    try:
+        PostgresHook.get_connection(conn_id)
+    except AirflowNotFoundException:
+        raise InvalidArgument(
+            argument, conn_id, "Airflow has no connection of this id; add it, or correct it"
+        ) from None
+
+
 def postgres_hook(conn_id: str) -> PostgresHook:
     """The provider's hook for a Postgres connection."""
     return PostgresHook(postgres_conn_id=conn_id, sqlalchemy_scheme="postgresql+psycopg2")
 
 
 def postgres_engine(conn_id: str) -> Engine:
-    """An engine for a Postgres connection, with its libpq options and its IAM login."""
+    """An engine for a Postgres connection, with its libpq options and its IAM login.
+
+    :raises InvalidArgument: if Airflow does not know the connection.
+    """
+    check_connection("postgres_conn_id", conn_id)
     hook = postgres_hook(conn_id)
     # The hook's URL leaves these out.
     extras = hook.connection.extra_dejson
@@ -42,6 +61,7 @@ def postgres_engine(conn_id: str) -> Engine:
 
 def secret(conn_id: str) -> str | None:
     """The password of a connection of any type."""
+    check_connection("mask_conn_id", conn_id)
     password: str | None = PostgresHook.get_connection(conn_id).password
     return password
 
@@ -49,7 +69,11 @@ def secret(conn_id: str) -> str | None:
 def s3_bucket(conn_id: str | None, name: str, extra_args: Mapping[str, Any] | None = None) -> Bucket:
     """A bucket for an AWS connection, with its endpoint, role and ``config_kwargs``.
 
+    :param conn_id: None for the identity of the machine.
     :param extra_args: further arguments of the S3 requests, see `Bucket`.
+    :raises InvalidArgument: if Airflow does not know the connection, or an argument is not allowed.
     """
+    if conn_id is not None:
+        check_connection("aws_conn_id", conn_id)
     hook = S3Hook(aws_conn_id=conn_id)
     return Bucket(hook.get_client_type(hook.region_name, _BOTO_DEFAULTS.merge(hook.config)), name, extra_args)

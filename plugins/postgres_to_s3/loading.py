@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowFailException
 
 from postgres_to_s3.connections import postgres_engine, s3_bucket
-from streaming_export import ManifestError
+from postgres_to_s3.reporting import report
+from streaming_export import ExportError, ManifestError
 from streaming_ingest import ColumnsChanged, ingest
 
 if TYPE_CHECKING:
     from airflow.sdk.execution_time.comms import AssetEventDagRunReferenceResult
+
+log = logging.getLogger(__name__)
 
 
 def manifest_urls(events: Sequence[AssetEventDagRunReferenceResult], manifest_url: str | None) -> list[str]:
@@ -55,9 +59,9 @@ def load_manifests(
     :raises streaming_export.ExportError: see `streaming_ingest.ingest`.
     :raises AirflowFailException: for a manifest or columns that no retry makes better: later events wait meanwhile.
     """
-    engine, store = postgres_engine(postgres_conn_id), s3_bucket(aws_conn_id, bucket)
-    where = {"engine": engine, "bucket": store, "schema": schema, "table": table}
     try:
+        engine, store = postgres_engine(postgres_conn_id), s3_bucket(aws_conn_id, bucket)
+        where = {"engine": engine, "bucket": store, "schema": schema, "table": table}
         results, waiting, again = [], deque(urls), set[str]()
         while waiting:
             result = ingest(waiting.popleft(), add_columns=add_columns, **where)
@@ -65,8 +69,9 @@ def load_manifests(
             # Each once: its URL may lead to another manifest by now.
             waiting.extend(url for url in result.load_again if url not in again)
             again.update(result.load_again)
-    except (ManifestError, ColumnsChanged) as exc:
-        if exc.transient:
-            raise
-        raise AirflowFailException(str(exc)) from exc
+    except ExportError as exc:
+        error = report(log, exc, postgres_conn_id=postgres_conn_id, aws_conn_id=aws_conn_id)
+        if isinstance(exc, ManifestError | ColumnsChanged) and not exc.transient:
+            raise AirflowFailException(str(error)) from None
+        raise error from None
     return [dataclasses.asdict(result) for result in results]

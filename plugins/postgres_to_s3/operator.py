@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import urllib.parse
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from airflow.sdk import Asset, BaseOperator
+from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 from airflow.sdk.observability import stats
 from sqlalchemy import text
 from sqlalchemy.dialects import postgresql
 
+from postgres_to_s3 import arguments, summary
 from postgres_to_s3.connections import postgres_engine, postgres_hook, s3_bucket, secret
 from postgres_to_s3.links import S3ObjectLink
+from postgres_to_s3.reporting import report
 from postgres_to_s3.retries import RetryByCause
 from streaming_export import (
     Bucket,
@@ -24,7 +25,6 @@ from streaming_export import (
     ExportResult,
     InvalidArgument,
     Options,
-    Preview,
     check_key,
     move_latest,
 )
@@ -72,12 +72,14 @@ class PostgresToS3Operator(BaseOperator):
     :param compression: ``gzip`` or ``zstd``; adds ``.gz`` or ``.zst`` to the key. (templated)
     :param max_file_rows: data rows of a file; more go to further files: ``…-00001.csv``, ``…-00002.csv``, …
     :param max_file_bytes: bytes of CSV of a file, before compression; likewise.
+    :param overwrite: False: fail if an object is there already, as ``replace=False`` does in ``SqlToS3Operator``.
     :param window: begin and end of the time whose rows the query gives, for whoever loads them; without it
         they are taken for all rows. (templated)
     :param wait_for_transactions: seconds to wait at most, before the snapshot is taken, until no transaction is
         running that began before the end of `window`; rows that it commits later would be missing. None does not
         look. (templated, in a DAG with ``render_template_as_native_obj``)
-    :param preview: log what an export would do, write nothing, and mark the task skipped. (templated, in a DAG with
+    :param preview: log what an export would do, with a count of the rows, push it as the XCom ``preview``, write
+        nothing, and mark the task skipped. (templated, in a DAG with
         ``render_template_as_native_obj``)
     :param latest_key: key of a JSON document that names the newest export's manifest; moved only forward in
         the time of the snapshot. None or empty leaves it alone. (templated)
@@ -129,6 +131,7 @@ class PostgresToS3Operator(BaseOperator):
         compression: Literal["gzip", "zstd"] | None = None,
         max_file_rows: int | None = None,
         max_file_bytes: int | None = None,
+        overwrite: bool = True,
         window: Sequence[str] | None = None,
         wait_for_transactions: int | None = None,
         preview: bool = False,
@@ -137,6 +140,7 @@ class PostgresToS3Operator(BaseOperator):
         retry_policy: RetryPolicy | None = _RETRY_BY_CAUSE,
         **kwargs: Any,
     ) -> None:
+        arguments.check_names(kwargs)
         super().__init__(retry_policy=retry_policy, **kwargs)
         self.query = query
         self.parameters = parameters
@@ -163,8 +167,10 @@ class PostgresToS3Operator(BaseOperator):
             spreadsheet_safe=spreadsheet_safe,
             max_file_rows=max_file_rows,
             max_file_bytes=max_file_bytes,
+            overwrite=overwrite,
         )
-        known = {name: value for name, value in self._templated().items() if not _is_template(value)}
+        self._check(rendered=False)
+        known = {name: value for name, value in self._templated().items() if not arguments.is_template(value)}
         dataclasses.replace(self.options, **known)  # refuses what no run could use
         if "hash" in self.options.mask.values() and not mask_conn_id:
             raise InvalidArgument("mask_conn_id", mask_conn_id, "a connection whose password is the key of the hash")
@@ -175,32 +181,34 @@ class PostgresToS3Operator(BaseOperator):
         """Run the export.
 
         :returns: what `streaming_export.ExportResult` holds, but of the files their number, and a link to the object.
-        :raises streaming_export.ExportError: see `streaming_export.Export.run`.
+        :raises streaming_export.ExportError: see `streaming_export.Export.run`; its lines are in the log before.
         """
-        self._check_rendered()
         ti = context["ti"]
         tags = {"dag_id": ti.dag_id, "task_id": ti.task_id}
         try:
+            self._check(rendered=True)
             bucket = s3_bucket(self.aws_conn_id, str(self.s3_bucket), self.extra_args)  # digits render as a number
             export = self._running = self._export(bucket, ti)
             if self.preview:
-                self._show(export.preview())
-                raise AirflowSkipException("This was a preview: nothing was written.")
+                found = summary.show(self.log, export.preview(), list(self.parameters or {}), self.options.overwrite)
+                ti.xcom_push(key=summary.PREVIEW, value=found)
+                raise AirflowSkipException("This was a dry run: nothing was written.")
             result = export.run()
-            self._count(result, tags)
+            summary.count(result, tags)
             self._move_latest(bucket, result)
         except ExportError as exc:
             stats.incr(f"postgres_to_s3.failures.{type(exc).__name__}", tags=tags)
-            raise
+            where = {"postgres_conn_id": self.postgres_conn_id, "aws_conn_id": self.aws_conn_id}
+            raise report(self.log, exc, **where) from None
         self._result = result
         if result.key is None:
             raise AirflowSkipException(
                 f"The query returned no rows: nothing was written to s3://{self.s3_bucket}/{self.s3_key}."
             )
-        self._tell_consumers(context, result)
+        summary.tell_consumers(context, self.outlets, result, self.window)
         # The manifest names the files: there can be more than an XCom should hold.
-        summary = dataclasses.asdict(result) | {"files": len(result.files)}
-        return {**summary, "link": _link(bucket.client.meta.endpoint_url, result)}
+        published = dataclasses.asdict(result) | {"files": len(result.files)}
+        return {**published, "link": summary.link(bucket.client.meta.endpoint_url, result)}
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage | None:
         """What was read and written, for Airflow's OpenLineage provider, where that is installed."""
@@ -215,13 +223,16 @@ class PostgresToS3Operator(BaseOperator):
         if self._running:
             self._running.cancel()
 
-    def _check_rendered(self) -> None:
-        """Refuse what templates were rendered to."""
-        if not isinstance(self.preview, bool):
+    def _check(self, rendered: bool) -> None:
+        """Refuse what no run could use.
+
+        :param rendered: False when the DAG is parsed: templates may still stand for anything.
+        """
+        if rendered and not isinstance(self.preview, bool):
             raise InvalidArgument("preview", self.preview, "true or false; is render_template_as_native_obj set?")
-        if not isinstance(self.parameters, Mapping | None):
-            raise InvalidArgument("parameters", type(self.parameters).__name__, "a value for each name")
-        if self.latest_key:
+        names = ("query", "parameters", "unique_key", "s3_key", "latest_key", "window")
+        arguments.check(**{name: getattr(self, name) for name in names}, rendered=rendered)
+        if rendered and self.latest_key:
             check_key("latest_key", str(self.latest_key))
 
     def _export(self, bucket: Bucket, ti: Any) -> Export:
@@ -252,22 +263,6 @@ class PostgresToS3Operator(BaseOperator):
         query = text(self.query) if isinstance(self.query, str) else self.query
         return str(query.compile(dialect=postgresql.dialect(paramstyle="named")))
 
-    def _count(self, result: ExportResult, tags: dict[str, str]) -> None:
-        stats.incr("postgres_to_s3.rows", result.rows, tags=tags)
-        stats.incr("postgres_to_s3.bytes", result.bytes, tags=tags)
-        stats.timing("postgres_to_s3.duration", timedelta(seconds=result.seconds), tags=tags)
-
-    def _show(self, found: Preview) -> None:
-        self.log.info("Preview: nothing is read or written.")
-        self.log.info("SQL:\n%s", found.sql)
-        self.log.info("Parameters: %s", ", ".join(self.parameters or {}) or "none")
-        self.log.info("Columns: %s", ", ".join(found.columns))
-        self.log.info(
-            "The planner estimates %s rows, %s bytes of CSV.", f"{found.estimated_rows:,}", f"{found.estimated_bytes:,}"
-        )
-        for url, replaced in found.targets.items():
-            self.log.info("Would write %s, which %s.", url, f"replaces {replaced}" if replaced else "is not there yet")
-
     def _move_latest(self, bucket: Bucket, result: ExportResult) -> None:
         if not self.latest_key or result.key is None:
             return
@@ -275,27 +270,3 @@ class PostgresToS3Operator(BaseOperator):
         taken_at = datetime.fromisoformat(result.snapshot_taken_at)
         moved = move_latest(bucket, key, url, taken_at, {"rows": result.rows, "bytes": result.bytes})
         self.log.info("%s %s", bucket.url(key), f"names {url}." if moved else "names a later snapshot.")
-
-    def _tell_consumers(self, context: Context, result: ExportResult) -> None:
-        """Put what was published into the events of the assets that the task updates."""
-        for asset in self.outlets:
-            if isinstance(asset, Asset):
-                context["outlet_events"][asset].extra = {
-                    "manifest_url": result.manifest_url,
-                    "rows": result.rows,
-                    "bytes": result.bytes,
-                    "sha256": result.sha256,
-                    "window": {"from": self.window[0], "to": self.window[1]} if self.window else None,
-                }
-
-
-def _is_template(value: object) -> bool:
-    return isinstance(value, str) and "{{" in value
-
-
-def _link(endpoint: str, result: ExportResult) -> str:
-    """The page on the object in the AWS console; empty for other stores, whose objects no browser may open."""
-    host = urllib.parse.urlsplit(endpoint).hostname or ""
-    if not host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
-        return ""
-    return f"https://console.aws.amazon.com/s3/object/{result.bucket}?prefix={urllib.parse.quote(result.key or '')}"

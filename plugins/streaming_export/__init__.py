@@ -1,12 +1,14 @@
 """Streams Postgres queries into object storage, in flat memory; knows no Airflow."""
 
 from streaming_export.errors import (
+    AlreadyExists,
     DatabaseError,
     EmptyResult,
     ExportCancelled,
     ExportError,
     ForeignBucket,
     InvalidArgument,
+    LoginRefused,
     ManifestError,
     ManifestInvalid,
     ManifestMissing,
@@ -26,6 +28,7 @@ from streaming_export.s3.bucket import Bucket, check_key
 from streaming_export.s3.files import ExportedFile
 
 __all__ = [
+    "AlreadyExists",
     "Bucket",
     "CsvStream",
     "DatabaseError",
@@ -37,6 +40,7 @@ __all__ = [
     "ExportedFile",
     "ForeignBucket",
     "InvalidArgument",
+    "LoginRefused",
     "ManifestError",
     "ManifestInvalid",
     "ManifestMissing",

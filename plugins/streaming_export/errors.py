@@ -3,9 +3,11 @@
 ExportError                    base of everything that this project raises on purpose
 ├── InvalidArgument            an argument was refused before any row was read (also a ValueError)
 ├── DatabaseError              Postgres refused a statement, failed, or is out of reach
+│   └── LoginRefused           the server does not let the role in
 ├── TransactionsRunning        transactions that began before the window's end do not end
 ├── EmptyResult                the query returned no rows and on_empty is "fail"
 ├── StoreError                 the object store refused a request, failed, or is out of reach
+├── AlreadyExists              an object is there already and overwrite is False
 ├── VerificationError          what was read, sent and stored do not agree
 │   └── Superseded             another export to the same key replaced this one's files
 ├── ExportCancelled            the export was stopped from outside
@@ -24,7 +26,7 @@ from __future__ import annotations
 
 
 class ExportError(Exception):
-    """Base of all errors; its text is three lines: what failed, what is visible, what to do.
+    """Base of all errors; its text is three lines: what failed, what is visible, what to do. A fourth may say where.
 
     :param failed: what failed, in a sentence.
     :param remedy: what to do, in sentences.
@@ -43,6 +45,8 @@ class ExportError(Exception):
         self.published: bool | None = False
         #: What is visible, in a sentence; empty until whoever knows has said it.
         self.state = ""
+        #: Which connection it is about, in a few words; empty until whoever has opened it says so.
+        self.connection = ""
 
     def during(self, state: str, published: bool | None = False) -> None:
         """Say what is visible, unless the error says so itself."""
@@ -50,7 +54,8 @@ class ExportError(Exception):
             self.state, self.published = state, published
 
     def __str__(self) -> str:
-        return "\n".join(line for line in (self.failed, self.state, self.remedy) if line)
+        connection = f"Connection: {self.connection}." if self.connection else ""
+        return "\n".join(line for line in (self.failed, self.state, self.remedy, connection) if line)
 
 
 class InvalidArgument(ExportError, ValueError):
@@ -80,6 +85,10 @@ class DatabaseError(ExportError):
         self.sqlstate = sqlstate
 
 
+class LoginRefused(DatabaseError):
+    """The server does not let the role in: the login, or the database's name, is wrong."""
+
+
 class TransactionsRunning(ExportError):
     """Transactions that began before the window's end were still running after the wait."""
 
@@ -99,6 +108,20 @@ class StoreError(ExportError):
     def __init__(self, failed: str, remedy: str, *, code: str, transient: bool = False) -> None:
         super().__init__(failed, remedy, transient=transient)
         self.code = code
+
+
+class AlreadyExists(ExportError):
+    """An object is there already, and `Options.overwrite` is False.
+
+    :param url: of the object.
+    :param what: is there, or when it came.
+    """
+
+    def __init__(self, url: str, what: str) -> None:
+        super().__init__(
+            f"{url} is there already ({what}), and overwrite is False.",
+            "Leave it, or remove it, or export to another key, or allow overwrite.",
+        )
 
 
 class VerificationError(ExportError):

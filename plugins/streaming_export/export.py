@@ -20,7 +20,7 @@ from streaming_export.options import Options
 from streaming_export.postgres.query import Source
 from streaming_export.postgres.stream import CsvStream, open_csv
 from streaming_export.postgres.transactions import Wait, wait_for_older
-from streaming_export.report import ExportResult, Preview, Progress, log_end
+from streaming_export.report import COUNT_SECONDS, ExportResult, Preview, Progress, log_end
 from streaming_export.s3.bucket import MAX_KEY_BYTES, Bucket, check_key
 from streaming_export.s3.files import ExportedFile, FileWriter
 from streaming_export.s3.layout import FileLayout
@@ -88,13 +88,12 @@ class Export:
         )
 
     def run(self) -> ExportResult:
-        """Export; call it once.
-
-        The errors say what is published, and what to do (see `ExportError`).
+        """Export; call it once. The errors say what is published, and what to do (see `ExportError`).
 
         :raises InvalidArgument: if Postgres or the store shows that an argument is not allowed; nothing was read.
         :raises DatabaseError: if Postgres refused the query or failed.
         :raises TransactionsRunning: if transactions that began before the window's end do not end.
+        :raises AlreadyExists: if an object is there already, and `overwrite` is False.
         :raises EmptyResult: if there are no rows and `on_empty` is "fail".
         :raises StoreError: if the object store refused the object or failed.
         :raises VerificationError: if what was read, sent and stored do not agree, or another export replaced it.
@@ -105,7 +104,7 @@ class Export:
         return result
 
     def preview(self) -> Preview:
-        """What `run` would do; waits for no transaction, reads no row and writes nothing. Call it once.
+        """What `run` would do; waits for no transaction, counts the rows, and writes nothing. Call it once.
 
         :raises ExportError: as `run`.
         """
@@ -146,11 +145,11 @@ class Export:
         with self._failures():
             self._stop.check()
             with self._reading() as csv:
-                query, plan = csv.query, csv.plan
+                query, plan, rows = csv.query, csv.plan, csv.count(COUNT_SECONDS)
             keys = [self._layout(query.header).key(self._key, 1), manifest.manifest_key(self._key)]
             targets = {self._bucket.url(key): self._replaced(key) for key in keys}
-        columns = tuple(column.name for column in query.columns)
-        return Preview(query.text, columns, plan.rows, plan.bytes, targets)
+        size = plan.bytes if rows is None else rows * plan.bytes // max(1, plan.rows)
+        return Preview(query.text, tuple(column.name for column in query.columns), rows, plan.rows, size, targets)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[CsvStream]:
@@ -216,6 +215,7 @@ class Export:
             stop=self._stop,
             export_id=export_id,
             estimated_bytes=csv.plan.bytes,
+            overwrite=self._options.overwrite,
         )
 
     def _replaced(self, key: str) -> str | None:

@@ -39,6 +39,8 @@ class Options:
     :param compression: None, "gzip" or "zstd"; adds ``.gz`` or ``.zst`` to the key.
     :param max_file_rows: data rows of a file; more go to further files, ``…-00001.csv``, ``…-00002.csv``, …
     :param max_file_bytes: bytes of CSV of a file, before compression; likewise.
+    :param overwrite: False: raise `AlreadyExists` if an object is there already, also one that another export writes
+        meanwhile; a store without conditional writes is only looked at before.
     :param wait_for_transactions: seconds to wait at most, before the snapshot is taken, until no transaction is
         running that began before the end of the window; None does not look.
     :raises InvalidArgument: naming the option, its value and what is allowed.
@@ -55,6 +57,7 @@ class Options:
     compression: Compression | None = None
     max_file_rows: int | None = None
     max_file_bytes: int | None = None
+    overwrite: bool = True
     wait_for_transactions: int | None = None
 
     def __post_init__(self) -> None:
@@ -63,6 +66,7 @@ class Options:
             ("on_empty", get_args(OnEmpty)),
             ("compression", (None, *get_args(Compression))),
             ("verify_rows", (True, False)),
+            ("overwrite", (True, False)),
         ]
         self.projection(None)
         for name, allowed in choices:

@@ -10,6 +10,9 @@ from streaming_export.s3.files import ExportedFile
 
 log = logging.getLogger(__name__)
 
+#: Seconds for which a preview counts rows.
+COUNT_SECONDS = 30.0
+
 _PROGRESS_SECONDS = 10.0
 
 
@@ -51,14 +54,16 @@ class Preview:
 
     :param sql: the query, with the names of its parameters in place of their values.
     :param columns: names of the columns.
+    :param rows: counted in the snapshot; None if that took too long.
     :param estimated_rows: by the planner.
-    :param estimated_bytes: by the planner, before compression.
+    :param estimated_bytes: by the planner, before compression; for the rows that were counted.
     :param targets: URL of each object that would be written, the first if there are several files, and of the
         manifest; with what it would replace, in words, or None.
     """
 
     sql: str
     columns: tuple[str, ...]
+    rows: int | None
     estimated_rows: int
     estimated_bytes: int
     targets: dict[str, str | None]
@@ -92,11 +97,11 @@ def log_end(result: ExportResult) -> None:
         log.info("The query returned no rows: nothing was written to s3://%s.", result.bucket)
         return
     log.info(
-        "Published s3://%s/%s%s: %s rows, %s bytes, %.1f s, %s rows/s. Manifest: %s",
+        "Published s3://%s/%s%s: %s, %s bytes, %.1f s, %s rows/s. Manifest: %s",
         result.bucket,
         result.key,
         f" and {len(result.files) - 1} more files" if len(result.files) > 1 else "",
-        f"{result.rows:,}",
+        f"{result.rows:,} row{'' if result.rows == 1 else 's'}",
         f"{result.bytes:,}",
         result.seconds,
         f"{result.rows / max(result.seconds, 0.001):,.0f}",

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 # The text in the files reads back as it was written under these settings.
 _SETTINGS = {"TimeZone": "UTC", "DateStyle": "ISO, YMD", "IntervalStyle": "iso_8601"}
 
+# A value of the primary key that is there twice, or is NULL.
+_KEY_VIOLATIONS = ("23505", "23502")
+
 Outcome = Literal["replaced", "upserted", "already_loaded", "outdated"]
 
 
@@ -89,7 +92,7 @@ def ingest(
     try:
         _check(engine, table, schema)
         read = manifest.read(bucket, manifest_url)
-        with _translated(read.url), engine.begin() as connection:
+        with _translated(read), engine.begin() as connection:
             target = _table(connection, schema, table, read)
             outcome = _load(target, bucket, add_columns)
             load_again = tuple(target.superseded_windows())
@@ -171,9 +174,15 @@ def _compare(what: str, loaded: int, listed: int) -> None:
 
 
 @contextlib.contextmanager
-def _translated(url: str) -> Iterator[None]:
+def _translated(read: Manifest) -> Iterator[None]:
     try:
         yield
     except (sa.exc.DBAPIError, psycopg2.Error) as exc:
         # Not `from exc`: its text may hold values of rows.
-        raise database_error(f"loading {url}", exc) from None
+        error = database_error(f"loading {read.url}", exc)
+        if error.sqlstate in _KEY_VIOLATIONS:
+            error.remedy = (
+                f"The export has a value of unique_key={read.unique_key!r} twice, or NULL: correct the query of"
+                f" {read.run.get('dag')}.{read.run.get('task')}, and export again."
+            )
+        raise error from None

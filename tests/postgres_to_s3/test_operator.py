@@ -23,7 +23,8 @@ from tests.conftest import content, keys, open_uploads
 if TYPE_CHECKING:
     from postgres_to_s3 import PostgresToS3Operator
 
-CONTEXT: Any = {"ti": SimpleNamespace(dag_id="a_dag", task_id="a_task", run_id="a_run", try_number=1)}
+TI = SimpleNamespace(dag_id="a_dag", task_id="a_task", run_id="a_run", try_number=1, xcom_push=lambda key, value: None)
+CONTEXT: Any = {"ti": TI}
 
 Make = Callable[..., "PostgresToS3Operator"]
 
@@ -75,10 +76,10 @@ def test_summary(make: Make, orders: int, client: Any, bucket: str) -> None:
 
 def test_link_holds_no_credentials(make: Make, orders: int, bucket: str, endpoint: str) -> None:
     """The link leads to the object in the console of AWS, or nowhere: it does not expire and gives nobody access."""
-    from postgres_to_s3.operator import _link
+    from postgres_to_s3.summary import link
 
     assert make().execute(CONTEXT)["link"] == "", "the page would be one of status 403"
-    in_aws = _link("https://s3.eu-west-1.amazonaws.com", SimpleNamespace(bucket="b", key="a b/c.csv"))
+    in_aws = link("https://s3.eu-west-1.amazonaws.com", SimpleNamespace(bucket="b", key="a b/c.csv"))
     assert in_aws == "https://console.aws.amazon.com/s3/object/b?prefix=a%20b/c.csv"
 
 
@@ -103,33 +104,33 @@ def test_bad_options_are_refused_when_the_dag_is_parsed(make: Make, argument: st
 
 
 @pytest.mark.parametrize(
-    ("argument", "refused", "value"),
+    ("argument", "value"),
     [
-        ("s3_bucket", "bucket", ""),
-        ("s3_bucket", "bucket", "  "),
-        ("s3_key", "key", ""),
-        ("s3_key", "key", "/a.csv"),
-        ("s3_key", "key", "a/../b.csv"),
-        ("s3_key", "key", "a/./b.csv"),
-        ("s3_key", "key", "a\n.csv"),
-        ("s3_key", "key", "\ud800.csv"),
-        ("s3_bucket", "bucket", "a/b"),
-        ("latest_key", "latest_key", "../latest.json"),
-        ("latest_key", "latest_key", "/latest.json"),
-        ("latest_key", "latest_key", "a\n.json"),
-        ("latest_key", "latest_key", "a" * 1025),
-        ("s3_key", "key", "é" * 513),
-        ("unique_key", "unique_key", "nope"),
-        ("extra_args", "extra_args", {"Bucket": "other"}),
-        ("query", "query", ""),
-        ("parameters", "parameters", {"unknown": 1}),
+        ("s3_bucket", ""),
+        ("s3_bucket", "  "),
+        ("s3_key", ""),
+        ("s3_key", "/a.csv"),
+        ("s3_key", "a/../b.csv"),
+        ("s3_key", "a/./b.csv"),
+        ("s3_key", "a\n.csv"),
+        ("s3_key", "\ud800.csv"),
+        ("s3_bucket", "a/b"),
+        ("latest_key", "../latest.json"),
+        ("latest_key", "/latest.json"),
+        ("latest_key", "a\n.json"),
+        ("latest_key", "a" * 1025),
+        ("s3_key", "é" * 513),
+        ("unique_key", "nope"),
+        ("extra_args", {"Bucket": "other"}),
+        ("query", ""),
+        ("parameters", {"unknown": 1}),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_read(
-    make: Make, orders: int, client: Any, bucket: str, argument: str, refused: str, value: Any
+    make: Make, orders: int, client: Any, bucket: str, argument: str, value: Any
 ) -> None:
     """What is only known after rendering is refused at the start of the task; nothing is read or written."""
-    with pytest.raises(InvalidArgument, match=f"(?s)^{refused}=.* is not allowed: .*Nothing was read or written"):
+    with pytest.raises(InvalidArgument, match=f"(?s)^{argument}=.* is not allowed: .*Nothing was read or written"):
         make(**{argument: value}).execute(CONTEXT)
     assert keys(client, bucket) == []
     assert open_uploads(client, bucket) == []
@@ -144,7 +145,7 @@ def test_a_run_id_is_no_way_out_of_its_prefix(make: Make, orders: int, client: A
     variables = SimpleNamespace(value={"orders_export_prefix": "orders"})
     run = SimpleNamespace(data_interval_end=datetime(2026, 11, 5, tzinfo=UTC))
     operator.render_template_fields({"var": variables, "run_id": run_id, "dag_run": run, "params": {"suffix": None}})
-    with pytest.raises(InvalidArgument, match=r"(?s)^key='orders/manual/.*Nothing was read or written"):
+    with pytest.raises(InvalidArgument, match=r"(?s)^s3_key='orders/manual/.*Nothing was read or written"):
         operator.execute(CONTEXT)
     assert keys(client, bucket) == []
 

@@ -1,4 +1,4 @@
-"""RetryByCause: which failures are tried again, as the README's table tells."""
+"""RetryByCause: which failures are tried again, as the table of docs/running.md tells."""
 
 from __future__ import annotations
 
@@ -14,12 +14,21 @@ from typing import Any
 
 import botocore.exceptions
 import psycopg
+import psycopg2
 import pytest
 import sqlalchemy as sa
 
 import streaming_export
 from demo import services
-from streaming_export import DatabaseError, ExportError, ObjectChanged, StoreError, Superseded
+from streaming_export import (
+    DatabaseError,
+    ExportError,
+    InvalidArgument,
+    LoginRefused,
+    ObjectChanged,
+    StoreError,
+    Superseded,
+)
 from streaming_export.postgres.errors import TRANSIENT as TRANSIENT_SQLSTATES
 from streaming_export.postgres.errors import database_error
 from streaming_export.s3.codes import TRANSIENT as TRANSIENT_CODES
@@ -29,7 +38,7 @@ from tests.streaming_export.exporting import export
 from tests.streaming_export.store import hook, refusal
 from tests.streaming_export.waiting import Running, eventually
 
-README = (services.PROJECT / "README.md").read_text(encoding="utf-8")
+RUNNING = (services.PROJECT / "docs" / "running.md").read_text(encoding="utf-8")
 FOR_EVER = "SELECT pg_sleep(600)::text AS a"
 
 Fail = Callable[..., ExportError]
@@ -142,20 +151,47 @@ def test_a_session_that_is_ended_retries(fail: Fail, engine: sa.Engine) -> None:
     assert reaction(running.result) == "retry"
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"host": "127.0.0.1", "port": 1},
-        {"dbname": "not_there"},
-        {"user": "nobody_knows_me"},
-    ],
-    ids=["nobody listens", "no such database", "no such role"],
-)
-def test_what_fails_while_it_connects_retries(fail: Fail, database: str, arguments: dict[str, Any]) -> None:
-    """libpq tells no SQLSTATE then, so that a server that starts and a login that is wrong look alike."""
-    error = fail(engine=connecting(database, **arguments))
+def test_a_server_that_is_not_there_retries(fail: Fail, database: str) -> None:
+    """Nobody listens; it may come back."""
+    error = fail(engine=connecting(database, host="127.0.0.1", port=1))
     assert isinstance(error, DatabaseError)
+    assert error.failed.startswith("Cannot connect to the database: ")
     assert (error.sqlstate, reaction(error)) == (None, "retry")
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"dbname": "not_there"}, {"user": "nobody_knows_me"}], ids=["no such database", "no such role"]
+)
+def test_a_login_that_is_refused_fails(fail: Fail, database: str, arguments: dict[str, Any]) -> None:
+    """libpq gives no SQLSTATE for it, but the server's own words stand out: somebody has to correct it."""
+    error = fail(engine=connecting(database, **arguments))
+    assert isinstance(error, LoginRefused)
+    assert error.failed.startswith("The login was refused: ")
+    assert (error.sqlstate, reaction(error)) == (None, "fail")
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ('FATAL:  password authentication failed for user "a"', "fail"),
+        ('FATAL:  no pg_hba.conf entry for host "10.0.0.1", user "a", database "b", no encryption', "fail"),
+        ('FATAL:  role "a" is not permitted to log in', "fail"),
+        ('FATAL:  Peer authentication failed for user "a"', "fail"),
+        ("fe_sendauth: no password supplied", "fail"),
+        ("FATAL:  the database system is starting up", "retry"),
+        ("FATAL:  sorry, too many clients already", "retry"),
+        ("FATAL:  Passwort-Authentifizierung für Benutzer »a« fehlgeschlagen", "retry"),
+        ("Connection refused", "retry"),
+        ("timeout expired", "retry"),
+    ],
+)
+def test_what_is_said_while_connecting(airflow_home: Path, said: str, expected: str) -> None:
+    """What can be told from the server's English fails; all else, and other languages, are retried."""
+    text = f'connection to server at "db.example.com" (10.0.0.2), port 5432 failed: {said}'
+    error = database_error("looking for transactions", psycopg2.OperationalError(f"{text}\n\tIs the server running?\n"))
+    assert reaction(error) == expected
+    assert "looking for transactions" not in str(error)
+    assert "Is the server running" not in str(error)
 
 
 @pytest.fixture
@@ -180,8 +216,8 @@ def reload(engine: sa.Engine) -> None:
         connection.exec_driver_sql("SELECT pg_reload_conf()")
 
 
-def test_a_wrong_password_retries(fail: Fail, database: str, role_with_password: str) -> None:
-    """It is not told apart from a server that can't be reached; its message says what it is, without the password."""
+def test_a_wrong_password_fails(fail: Fail, database: str, role_with_password: str) -> None:
+    """The message says what it is, without the password."""
     wrong = {"user": role_with_password, "password": "wr0ng-pass"}
 
     def refused() -> bool:
@@ -193,10 +229,10 @@ def test_a_wrong_password_retries(fail: Fail, database: str, role_with_password:
 
     assert eventually(refused)
     error = fail(engine=connecting(database, **wrong))
-    assert isinstance(error, DatabaseError)
+    assert isinstance(error, LoginRefused)
     assert "password authentication failed" in str(error)
     assert "wr0ng-pass" not in str(error)
-    assert (error.sqlstate, reaction(error)) == (None, "retry")
+    assert (error.sqlstate, reaction(error)) == (None, "fail")
 
 
 # ---- Errors of the object store
@@ -282,13 +318,17 @@ def test_transactions_that_run_retry(fail: Fail, engine: sa.Engine) -> None:
 
 def test_an_unknown_connection_fails(airflow_home: Path) -> None:
     """Somebody has to add it."""
-    from airflow.sdk.exceptions import AirflowNotFoundException
+    from postgres_to_s3 import s3_bucket
+    from postgres_to_s3.connections import postgres_engine, secret
 
-    from postgres_to_s3.connections import postgres_engine
-
-    with pytest.raises(AirflowNotFoundException) as caught:
-        postgres_engine("nobody_knows_me")
-    assert reaction(caught.value) == "fail"
+    for argument, use in {
+        "postgres_conn_id": postgres_engine,
+        "aws_conn_id": lambda conn_id: s3_bucket(conn_id, "exports"),
+        "mask_conn_id": secret,
+    }.items():
+        with pytest.raises(InvalidArgument, match=f"^{argument}='nobody_knows_me' is not allowed") as caught:
+            use("nobody_knows_me")
+        assert reaction(caught.value) == "fail"
 
 
 @pytest.mark.parametrize("error", [streaming_export.ExportCancelled("x"), RuntimeError("x"), TimeoutError("x")])
@@ -310,19 +350,19 @@ def test_loading_is_told_in_the_same_way(airflow_home: Path, error: Exception, e
     assert reaction(error) == expected
 
 
-# ---- The README
+# ---- docs/running.md
 
 
 def table() -> Iterator[tuple[str, str, str]]:
-    """What the README's table names: SQLSTATE, class, code or exception; and its reaction."""
-    (section,) = re.findall(r"^## When it fails\n(.*?)^## ", README, re.DOTALL | re.MULTILINE)
+    """What the table names: SQLSTATE, class, code or exception; and its reaction."""
+    (section,) = re.findall(r"^## What is retried\n(.*?)^## ", RUNNING, re.DOTALL | re.MULTILINE)
     for cause, codes, expected in re.findall(r"^\| (.*?) \| (.*?) \| (retry|fail|as Airflow .*?) \|$", section, re.M):
         for is_class, code in re.findall(r"(class )?`(\w+)`", codes):
             yield cause, code + ("000" if is_class else ""), expected if expected in ("retry", "fail") else "default"
 
 
 def example(code: str) -> BaseException:
-    """An error as the README names it."""
+    """An error as the table names it."""
     from airflow.sdk import exceptions
 
     if re.fullmatch(r"[0-9A-Z]{5}", code):
@@ -331,6 +371,10 @@ def example(code: str) -> BaseException:
         return database_error("running the query", refused)
     if code == "InvalidArgument":
         return streaming_export.InvalidArgument("key", "", "anything else")
+    if code == "LoginRefused":
+        return LoginRefused("x", "x")
+    if code == "AlreadyExists":
+        return streaming_export.AlreadyExists("x", "x")
     own = getattr(streaming_export, code, None) or getattr(exceptions, code, None)
     if own:
         return own("x", transient=True) if own is Superseded else own("x")
@@ -341,16 +385,16 @@ def example(code: str) -> BaseException:
 
 
 @pytest.mark.parametrize(("cause", "code", "expected"), list(table()), ids=lambda value: value[:30])
-def test_the_readme_tells_what_happens(airflow_home: Path, cause: str, code: str, expected: str) -> None:
+def test_the_table_tells_what_happens(airflow_home: Path, cause: str, code: str, expected: str) -> None:
     """Each line of the table is what the policy decides."""
     assert reaction(example(code)) == expected, cause
 
 
-def test_the_readme_names_all_that_is_retried() -> None:
+def test_the_table_names_all_that_is_retried() -> None:
     """Nothing is retried that the table does not name."""
     named = {code for _, code, expected in table() if expected == "retry"}
     known = {state if len(state) == 5 else f"{state}000" for state in TRANSIENT_SQLSTATES}
-    assert named == known | TRANSIENT_CODES | {"TransactionsRunning"}
+    assert named == known | TRANSIENT_CODES | {"TransactionsRunning", "Superseded"}
 
 
 # ---- Inside Airflow

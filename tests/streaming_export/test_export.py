@@ -409,6 +409,7 @@ def test_the_engine_needs_no_airflow() -> None:
 def test_public_names() -> None:
     """The public names are these, and each can be imported."""
     assert streaming_export.__all__ == [
+        "AlreadyExists",
         "Bucket",
         "CsvStream",
         "DatabaseError",
@@ -420,6 +421,7 @@ def test_public_names() -> None:
         "ExportedFile",
         "ForeignBucket",
         "InvalidArgument",
+        "LoginRefused",
         "ManifestError",
         "ManifestInvalid",
         "ManifestMissing",

@@ -11,7 +11,7 @@ import psycopg2
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from streaming_export.errors import DatabaseError
+from streaming_export.errors import DatabaseError, LoginRefused
 
 # Failures that may pass by themselves, by SQLSTATE or its class (PostgreSQL manual, appendix A): connection,
 # resources, deadlock and conflict with recovery, lock, cancelled statement, shutdown, I/O.
@@ -53,6 +53,19 @@ _LOST_REMEDY = (
     " the export waits for a slow store: raise it"
 )
 
+# libpq gives no SQLSTATE while it connects. What the server answers stands after a severity, a colon and two spaces
+# (fe-protocol3.c, pqBuildErrorMessage3), whatever its language; what happens on the way to it does not.
+_NOT_CONNECTED = re.compile(r"connection to server (?:at|on) (?P<server>.+?) failed: (?P<why>.*)")
+_ANSWER = re.compile(r"[^\s:]+:  (.*)")
+
+# Answers that a retry does not change, in the server's English (postmaster.c, auth.c, postinit.c) and PgBouncer's. In
+# another language (lc_messages) they can't be told from a server that starts or is full, and are retried.
+_LOGIN_REFUSED = re.compile(
+    r"\w+ authentication failed|no pg_hba\.conf entry|pg_hba\.conf rejects|is not permitted to log in"
+    r"|(?:role|database) \".*\" does not exist|permission denied for database|no such (?:user|database)"
+)
+_NO_PASSWORD = "no password supplied"  # libpq's own  # noqa: S105
+
 # Classes of SQLSTATE whose messages quote values of rows or parameters, as in: invalid input syntax for type
 # integer: "jane@example.com" (PostgreSQL manual, appendix A: data exception, integrity violation, PL/pgSQL).
 _TELLING_CLASSES = ("22", "23", "P0")
@@ -80,12 +93,13 @@ def translated(doing: str) -> Iterator[None]:
 def database_error(doing: str, exc: BaseException) -> DatabaseError:
     """An error of the driver as one that may be logged.
 
-    Errors without a SQLSTATE come from the network: libpq gives none for a connection that fails or is lost. It gives
-    none for a login that is refused either, and words that in the server's language; so that counts as transient.
+    Errors without a SQLSTATE come from the network, or from the server while it connects; see `_not_connected`.
 
     :param doing: what was being done, as in "running the query".
     """
     message, sqlstate = _loggable_message(exc)
+    if sqlstate is None and (found := _NOT_CONNECTED.match(message)):
+        return _not_connected(found["server"], found["why"])
     transient = sqlstate is None or sqlstate.startswith(TRANSIENT)
     remedy = REMEDIES.get(sqlstate or "", _TRANSIENT_REMEDY if transient else "Correct the query, and export again")
     if sqlstate is None and _LOST_IN_COPY in message:
@@ -93,6 +107,21 @@ def database_error(doing: str, exc: BaseException) -> DatabaseError:
     return DatabaseError(
         f"Postgres failed while {doing}: {message.rstrip('.')}.", f"{remedy}.", sqlstate=sqlstate, transient=transient
     )
+
+
+def _not_connected(server: str, why: str) -> DatabaseError:
+    """The error of a connection that could not be made: refused by the server for good, or transient.
+
+    :param server: where it is, as libpq says it.
+    :param why: the rest of libpq's line.
+    """
+    answer = _ANSWER.match(why)
+    reason = (answer[1] if answer else why).rstrip(". ")
+    if _NO_PASSWORD in why or (answer and _LOGIN_REFUSED.search(reason)):
+        return LoginRefused(f"The login was refused: {reason} (server {server}).", "Correct the login.")
+    who = "The server takes no connection" if answer else "Cannot connect to the database"
+    remedy = "Retry. If it comes again, see whether the server is up, and host, port and firewall are right."
+    return DatabaseError(f"{who}: {reason} (server {server}).", remedy, transient=True)
 
 
 def sqlstate_of(exc: BaseException) -> str | None:

@@ -10,12 +10,15 @@ from typing import Any
 import sqlalchemy as sa
 
 from streaming_export.cancellation import Stop, Stopped, cancelled
+from streaming_export.errors import DatabaseError
 from streaming_export.options import DEFAULT_YIELD_PER, Options
 from streaming_export.postgres.errors import translated
 from streaming_export.postgres.plan import Plan, plan
 from streaming_export.postgres.query import Query, Source, describe
 from streaming_export.postgres.reader import Reader
 from streaming_export.postgres.snapshot import Snapshot
+
+_QUERY_CANCELED = "57014"
 
 
 class CsvStream:
@@ -88,6 +91,23 @@ class CsvStream:
         for data, rows in self._open.enter_context(reader):
             self.rows += rows
             yield data, rows
+
+    def count(self, seconds: float) -> int | None:
+        """The number of rows in the snapshot; None if counting takes longer than so many seconds.
+
+        :raises DatabaseError: if Postgres fails.
+        :raises Stopped: if the stop is set.
+        """
+        owner = self.snapshot.owner.execution_options(no_parameters=True)
+        try:
+            with translated("counting the rows"), owner.begin_nested():
+                owner.exec_driver_sql(f"SET LOCAL statement_timeout = '{seconds:.0f}s'")
+                return int(owner.exec_driver_sql(self.query.count()).scalar_one())
+        except DatabaseError as exc:
+            self._stop.check()
+            if exc.sqlstate != _QUERY_CANCELED:
+                raise
+            return None
 
     def cancel(self) -> None:
         """End the reading, from any thread: have the server cancel its queries."""

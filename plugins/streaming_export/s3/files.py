@@ -11,9 +11,10 @@ from typing import Any
 from streaming_export.cancellation import Stop
 from streaming_export.errors import StoreError
 from streaming_export.s3.bucket import Bucket
+from streaming_export.s3.conditional import StoredObject
 from streaming_export.s3.layout import FileLayout
 from streaming_export.s3.parts import part_bytes_for
-from streaming_export.s3.upload import StoredObject, Upload
+from streaming_export.s3.upload import Upload
 
 # A row ends at the first line break that is not between quotes; a quote inside quotes is doubled.
 _ROW = re.compile(rb'(?:[^"\n]++|"[^"]*+")*+\n')
@@ -80,6 +81,7 @@ class FileWriter:
     :param key: where the export goes.
     :param export_id: goes into the metadata of each object: whose it is.
     :param estimated_bytes: of all files, before compression; chooses the size of parts.
+    :param overwrite: False: what is there already stays.
     """
 
     def __init__(
@@ -91,12 +93,14 @@ class FileWriter:
         stop: Stop,
         export_id: str,
         estimated_bytes: int = 0,
+        overwrite: bool = True,
     ) -> None:
         self._bucket = bucket
         self._key = key
         self._layout = layout
         self._stop = stop
         self._export_id = export_id
+        self._overwrite = overwrite
         self._part_bytes = part_bytes_for(min(estimated_bytes, layout.max_bytes or estimated_bytes))
         self._files: list[_File] = []
         self._partial_row = b""
@@ -173,6 +177,7 @@ class FileWriter:
             stop=self._stop,
             headers=self._layout.headers(key),
             part_bytes=self._part_bytes,
+            overwrite=self._overwrite,
         )
         self._files.append(_File(upload.open(), self._layout.compressor()))
         self._files[-1].write(self._layout.header)

@@ -5,37 +5,20 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from botocore.exceptions import BotoCoreError
 from isal import isal_zlib
 
 from streaming_export.cancellation import Stop, cancelled
-from streaming_export.errors import StoreError, Superseded
+from streaming_export.errors import AlreadyExists, StoreError, Superseded
 from streaming_export.s3.bucket import Bucket
-from streaming_export.s3.conditional import ANYTHING, Sent, base64_crc32, check_visible, write
+from streaming_export.s3.conditional import ANYTHING, Sent, StoredObject, base64_crc32, check_visible, write
 from streaming_export.s3.parts import MAX_OBJECT_BYTES, MAX_PARTS, MIN_PART_BYTES, Parts, grown_part_bytes
 
 log = logging.getLogger(__name__)
 
 _ABORT_SECONDS = 10.0  # that an abort waits for parts still on their way
-
-
-@dataclass(frozen=True, slots=True)
-class StoredObject:
-    """An object that the store has confirmed.
-
-    :param size: in bytes.
-    :param sha256: of its content, in hex.
-    :param etag: as the store gives it, without quotes.
-    :param parts: number of parts it was sent in; 1 if it was one put.
-    """
-
-    size: int
-    sha256: str
-    etag: str
-    parts: int
 
 
 class Upload:
@@ -50,6 +33,7 @@ class Upload:
     :param stop: of the export; a part that can't be sent sets it, and who waits for parts gets `Stopped`.
     :param headers: how the content is to be read, by boto3's names; the bucket's extra arguments go before them.
     :param part_bytes: size of all parts but the last.
+    :param overwrite: False: what is there already stays.
     """
 
     def __init__(
@@ -61,7 +45,9 @@ class Upload:
         stop: Stop,
         headers: Mapping[str, Any] | None = None,
         part_bytes: int = MIN_PART_BYTES,
+        overwrite: bool = True,
     ) -> None:
+        self._overwrite = overwrite
         self._bucket = bucket.within(stop)
         self.key = key
         self.url = bucket.url(key)
@@ -72,7 +58,7 @@ class Upload:
         self._part = bytearray(part_bytes)
         self._filled = 0
         self._parts: Parts | None = None
-        self._replaces: str | None = ANYTHING
+        self._replaces: str | None = ANYTHING if overwrite else None
         self._size = 0
         self._sha256 = hashlib.sha256()
         self._crc32 = 0
@@ -87,6 +73,7 @@ class Upload:
         """Look at what is there; the caller sees to it that `complete` or `abort` is called.
 
         :raises StoreError: if the bucket is not there, or the store does not answer.
+        :raises AlreadyExists: if an object is there, and may not be overwritten.
         """
         try:
             # First: a completion that a killed attempt has left on its way can't come between any more then.
@@ -104,6 +91,8 @@ class Upload:
             )
         try:
             found = self._bucket.head(self.key)
+            if found and not self._overwrite:
+                raise AlreadyExists(self.url, f"{found.size:,} bytes of {found.modified.isoformat()}")
             self._replaces = found.etag if found else None
         except StoreError as exc:
             # Without s3:ListBucket, S3 does not say whether there is an object (403), nor without its SSE-C key (400).
@@ -161,6 +150,7 @@ class Upload:
 
         :raises StoreError: if it could not be completed; it says so if the object may be visible.
         :raises Superseded: if another export replaced what was there meanwhile, or replaced the object just now.
+        :raises AlreadyExists: if another writer was first, and may not be overwritten.
         :raises VerificationError: if the store holds something else than was sent.
         :raises Stopped: if the export shall end.
         """
@@ -168,6 +158,8 @@ class Upload:
             self._stop.check()
         sent = Sent(self._export_id, self._size, base64_crc32(self._crc32))
         if not self._publish(sent):
+            if not self._overwrite:
+                raise AlreadyExists(self.url, "written while this export ran")
             raise Superseded(
                 f"{self.url} was replaced by another writer while this export ran, and stays as that left it.",
                 "See whether two runs write to this key; a retry replaces it.",

@@ -1,0 +1,110 @@
+"""What the operator refuses before anything is read: by its own names, when the DAG is parsed wherever that can be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from streaming_export import InvalidArgument
+
+_NO_FRAME = "there is no data frame in between"
+_TYPES = f"{_NO_FRAME}: cast in the query what shall have another type"
+
+#: Arguments of `SqlToS3Operator` that this operator does not have: what to write, or why there is none.
+OLD_NAMES = {
+    "sql_conn_id": "write postgres_conn_id",
+    "sql_hook_params": "write libpq's options into the extra of the connection postgres_conn_id",
+    "replace": "write overwrite; overwrite=False is what replace=False was, and the default here is to replace",
+    "file_format": "every file is CSV; for Parquet or JSON stay with SqlToS3Operator",
+    "max_rows_per_file": "write max_file_rows",
+    "df_type": _NO_FRAME,
+    "df_kwargs": f"{_NO_FRAME}: columns, mask and compression choose what the file is like",
+    "pd_kwargs": f"{_NO_FRAME}: columns, mask and compression choose what the file is like",
+    "read_kwargs": _TYPES,
+    "read_pd_kwargs": _TYPES,
+    "groupby_kwargs": "write one task for each group: PostgresToS3Operator.partial(…).expand(parameters=[…])",
+    "verify": "write it into the extra of the connection aws_conn_id",
+}
+
+#: What the engine calls the operator's arguments.
+_NAMES = {"key": "s3_key", "bucket": "s3_bucket", "mask_key": "mask_conn_id"}
+
+_COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
+_QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"", re.DOTALL)
+_NAME = re.compile(r'(?:"[^"]+"|[\w$]+)(?:\.(?:"[^"]+"|[\w$]+))*')
+_READING = ("select", "with", "values", "table")
+
+
+def check_names(given: Mapping[str, object]) -> None:
+    """Refuse arguments of `SqlToS3Operator` by what to write instead.
+
+    :raises InvalidArgument: naming the first of them.
+    """
+    for name, instead in OLD_NAMES.items():
+        if name in given:
+            raise InvalidArgument(name, given[name], instead)
+
+
+def check(
+    *, query: Any, parameters: Any, unique_key: Any, s3_key: Any, latest_key: Any, window: Any, rendered: bool
+) -> None:
+    """Refuse what no run could use.
+
+    :param rendered: False: templates may still stand for anything.
+    :raises InvalidArgument: naming the argument.
+    """
+    if parameters is not None and not isinstance(parameters, Mapping) and (rendered or not is_template(parameters)):
+        kind = type(parameters).__name__
+        raise InvalidArgument("parameters", kind, "a value for each name, as in {'day': …} for :day in the query")
+    if unique_key is not None and not isinstance(unique_key, str):
+        allowed = "one column: composite keys are not supported; have the query give a column that is unique, or None"
+        raise InvalidArgument("unique_key", unique_key, allowed)
+    if isinstance(query, str) and (rendered or not is_template(query)):
+        _check_query(query)
+    for name, key in (("s3_key", s3_key), ("latest_key", latest_key)):
+        if isinstance(key, str) and key.startswith("s3://"):
+            raise InvalidArgument(name, key, "the key alone, without s3:// and the bucket")
+        if isinstance(key, str) and key.endswith("/"):
+            raise InvalidArgument(name, key, "a key that ends in the name of the file, as in orders/orders.csv")
+    if window is not None and (rendered or not is_template(window)):
+        _check_window(window, rendered)
+
+
+def is_template(value: object) -> bool:
+    """Whether a value is text that Airflow has still to fill in."""
+    return isinstance(value, str) and ("{{" in value or "{%" in value)
+
+
+def named(exc: InvalidArgument) -> InvalidArgument:
+    """A refusal of the engine's, by the name of the operator's argument."""
+    name = _NAMES.get(exc.argument)
+    return exc if name is None else InvalidArgument(name, exc.value, exc.allowed)
+
+
+def _check_query(query: str) -> None:
+    text = _COMMENT.sub(" ", query).strip(" \n\t\r;(\ufeff")
+    if text.endswith(".sql") or not text:
+        return  # a file that Airflow reads; nothing at all, which the engine refuses
+    if _NAME.fullmatch(text):
+        raise InvalidArgument("query", text, f'a SELECT, such as "SELECT * FROM {text}"')
+    word = re.match(r"\w*", text)
+    if word is None or word[0].lower() not in _READING:
+        raise InvalidArgument("query", f"{text[:20]}…", "one SELECT (or WITH, VALUES, TABLE): an export only reads")
+    if old := re.search(r"%\((\w+)\)s", _QUOTED.sub("''", text)):
+        raise InvalidArgument("query", old[0], f"write :{old[1]}")
+
+
+def _check_window(window: Any, rendered: bool) -> None:
+    allowed = "two times in ISO 8601 with an offset, the first before the second"
+    if not isinstance(window, list | tuple) or len(window) != 2:
+        raise InvalidArgument("window", window, allowed)
+    if any(is_template(one) for one in window) and not rendered:
+        return
+    try:
+        begin, end = (datetime.fromisoformat(one) for one in window)
+        if begin.utcoffset() is None or end.utcoffset() is None or begin >= end:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise InvalidArgument("window", window, allowed) from None

@@ -1,0 +1,50 @@
+"""Errors as they can be read in Airflow's log view, which wraps no line and shows the traceback first."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from postgres_to_s3.arguments import named
+from streaming_export import (
+    AlreadyExists,
+    DatabaseError,
+    ExportError,
+    InvalidArgument,
+    LoginRefused,
+    StoreError,
+    TransactionsRunning,
+    VerificationError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Characters of a line that the log view shows without scrolling.
+LINE = 100
+
+
+def report(log: Any, exc: ExportError, *, postgres_conn_id: str | None, aws_conn_id: str | None) -> ExportError:
+    """Log an error in short lines: the cause, what is published, what to do, which connection.
+
+    :returns: what to raise, without a traceback or a cause: there is nothing to debug in it.
+    """
+    if isinstance(exc, InvalidArgument):
+        exc = named(exc)
+    if isinstance(exc, DatabaseError | TransactionsRunning):
+        exc.connection = f"postgres_conn_id={postgres_conn_id!r}"
+    elif isinstance(exc, StoreError | VerificationError | AlreadyExists):
+        exc.connection = f"aws_conn_id={aws_conn_id!r}"
+    if isinstance(exc, LoginRefused):
+        exc.remedy = f"Correct the login of {postgres_conn_id}."
+    for line in lines(exc):
+        log.error("%s", line)
+    log.debug("Where it was raised:", exc_info=exc)
+    exc.__cause__, exc.__suppress_context__ = None, True
+    return exc.with_traceback(None)
+
+
+def lines(exc: ExportError) -> Iterator[str]:
+    """The text of an error, in lines of at most `LINE` characters."""
+    for line in str(exc).splitlines():
+        yield from textwrap.wrap(line, LINE, break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,62 @@
+"""overwrite=False: what is there already stays, whoever wrote it and whenever."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from demo import services
+from streaming_export import AlreadyExists, Options
+from tests.conftest import content, keys, open_uploads
+from tests.streaming_export.exporting import export
+from tests.streaming_export.store import hook
+
+LARGE = "SELECT i, repeat('x', 1000) AS x FROM generate_series(1, 20000) AS i"
+
+
+@pytest.mark.parametrize("query", ["SELECT 1 AS one", LARGE], ids=["one put", "in parts"])
+def test_an_object_that_is_there_stays(exporter: sa.Engine, client: Any, bucket: str, query: str) -> None:
+    """The export fails before it reads a row, names the object, and a retry would not help."""
+    client.put_object(Bucket=bucket, Key="a.csv", Body=b"precious")
+    with pytest.raises(
+        AlreadyExists, match=r"(?s)a\.csv is there already \(8 bytes of .*Nothing was published"
+    ) as caught:
+        export(query, engine=exporter, client=client, bucket=bucket, key="a.csv", overwrite=False)
+    assert not caught.value.transient
+    assert content(client, bucket, "a.csv") == b"precious"
+    assert keys(client, bucket) == ["a.csv"]
+    assert open_uploads(client, bucket) == []
+
+
+def test_where_nothing_is_the_export_goes_on(exporter: sa.Engine, client: Any, bucket: str) -> None:
+    """The first export to a key is published."""
+    result = export("SELECT 1 AS one", engine=exporter, client=client, bucket=bucket, key="a.csv", overwrite=False)
+    assert result.rows == 1
+    assert content(client, bucket, "a.csv") == b"one\n1\n"
+
+
+@pytest.mark.parametrize(("operation", "query"), [("PutObject", "SELECT 1 AS one"), ("CompleteMultipartUpload", LARGE)])
+def test_who_comes_in_between_stays(
+    exporter: sa.Engine, client: Any, endpoint: str, bucket: str, operation: str, query: str
+) -> None:
+    """The write itself is conditional: an object that appears after the look at it is not overwritten either."""
+    store = services.s3_client(endpoint)
+
+    def intrude(params: dict[str, Any]) -> None:
+        client.put_object(Bucket=bucket, Key="a.csv", Body=b"first")
+
+    hook(store, operation, intrude)
+    with pytest.raises(AlreadyExists, match="written while this export ran"):
+        export(query, engine=exporter, client=store, bucket=bucket, key="a.csv", overwrite=False)
+    assert content(client, bucket, "a.csv") == b"first"
+    assert open_uploads(client, bucket) == []
+
+
+def test_without_it_the_object_is_replaced(exporter: sa.Engine, client: Any, bucket: str) -> None:
+    """That is the default."""
+    assert Options().overwrite is True
+    client.put_object(Bucket=bucket, Key="a.csv", Body=b"old")
+    export("SELECT 1 AS one", engine=exporter, client=client, bucket=bucket, key="a.csv")
+    assert content(client, bucket, "a.csv") == b"one\n1\n"

@@ -1,0 +1,29 @@
+"""A unique_key that is none: the load fails, changes nothing, and names the export to correct."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from streaming_export import Bucket, DatabaseError
+from streaming_ingest import ingest
+from tests.streaming_export.exporting import export
+
+
+@pytest.mark.parametrize("values", ["(1), (1)", "(1), (NULL)"], ids=["twice", "NULL"])
+def test_the_export_to_correct_is_named(
+    engine: sa.Engine, exporter: sa.Engine, client: Any, bucket: str, schema: str, values: str
+) -> None:
+    """The file is whole, so the export can't know; the table's primary key does."""
+    query = f"SELECT column1 AS id FROM (VALUES {values}) AS v"
+    run: dict[str, Any] = {"dag": "a_dag", "task": "a_task"}
+    result = export(query, engine=exporter, client=client, bucket=bucket, key="a.csv", unique_key="id", run=run)
+    with pytest.raises(DatabaseError, match="Nothing was loaded") as caught:
+        ingest(str(result.manifest_url), engine=engine, bucket=Bucket(client, bucket), table="a", schema=schema)
+    assert caught.value.remedy == (
+        "The export has a value of unique_key='id' twice, or NULL: correct the query of a_dag.a_task, and export again."
+    )
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql(f"SELECT to_regclass('{schema}.a')").scalar_one() is None

@@ -1,0 +1,135 @@
+"""The package: built as a wheel, installed where nothing of this project is, with Airflow.
+
+Airflow itself is not installed anew, which would take minutes: the environment sees the packages of the test run, in
+which none of ours is installed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo import services
+from tests.conftest import content
+
+OURS = {"postgres_to_s3", "streaming_export", "streaming_ingest"}
+
+DAG_FILE = """
+from airflow.sdk import DAG
+from postgres_to_s3 import PostgresToS3Operator
+
+with DAG("installed", schedule=None):
+    PostgresToS3Operator(
+        task_id="export", query="SELECT 1 AS one", s3_bucket="exports", s3_key="installed.csv",
+        postgres_conn_id="orders_db", aws_conn_id="exports_s3",
+    )
+"""
+
+RUN = """
+import os, sys
+from airflow.dag_processing.dagbag import DagBag
+import postgres_to_s3
+bag = DagBag(os.environ["AIRFLOW__CORE__DAGS_FOLDER"])
+assert not bag.import_errors, bag.import_errors
+print("RESULT", postgres_to_s3.__file__, bag.dags["installed"].test(logical_date=None).state)
+"""
+
+
+def run(command: list[str], **arguments: Any) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, **arguments)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel; pip fetches the build backend."""
+    folder = tmp_path_factory.mktemp("wheel")
+    run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder), str(services.PROJECT)])
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The Python of an environment that holds the wheel, and sees Airflow."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False, symlinks=True)
+    python = str(folder / "bin" / "python")
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (packages / "airflow_of_the_tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
+    run(pip)
+    return python
+
+
+@pytest.fixture
+def environment(airflow_home: Path, airflow_database: None, tmp_path: Path) -> dict[str, str]:
+    """Airflow without folders of this project."""
+    for name in ("dags", "plugins"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "dags" / "installed.py").write_text(DAG_FILE)
+    with sqlite3.connect(airflow_home / "airflow.db") as made, sqlite3.connect(tmp_path / "airflow.db") as copy:
+        made.backup(copy)
+    return {
+        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        "AIRFLOW_HOME": str(tmp_path),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{tmp_path}/airflow.db",
+        "AIRFLOW__CORE__DAGS_FOLDER": str(tmp_path / "dags"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(tmp_path / "plugins"),
+    }
+
+
+def test_the_wheel_holds_the_packages_and_the_schema(wheel: Path) -> None:
+    """The engine, the ingest and the operator; neither the orders nor tests."""
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")} - {
+        "exports_page"
+    } == OURS
+    assert "streaming_export/manifest.schema.json" in names
+    ours = {str(path.relative_to(services.PROJECT / "plugins")) for one in OURS for path in sources(one)}
+    assert ours <= names
+
+
+def sources(package: str) -> list[Path]:
+    return list((services.PROJECT / "plugins" / package).rglob("*.py"))
+
+
+def test_airflow_lists_the_plugin(python: str, environment: dict[str, str], tmp_path: Path) -> None:
+    """It is found by its entry point, with the folder of plugins empty."""
+    out = run([python, "-m", "airflow", "plugins", "--output", "json"], env=environment, cwd=tmp_path)
+    listed = json.loads(out[out.index("[{") :])
+    (plugin,) = [one for one in listed if one["name"] == "postgres_to_s3"]
+    assert "postgres-to-s3==0.1.0" in plugin["source"]
+
+
+def test_an_export_runs(python: str, environment: dict[str, str], tmp_path: Path, client: Any) -> None:
+    """A DAG of somebody's own imports the operator from the wheel, and exports."""
+    out = run([python, "-c", RUN], env=environment, cwd=tmp_path)
+    (result,) = re.findall(r"^RESULT (\S+) (\S+)$", out, re.MULTILINE)
+    assert result[0].startswith(str(Path(python).parent.parent))
+    assert result[1] == "success"
+    assert content(client, services.BUCKET, "installed.csv") == b"one\n1\n"
+
+
+def test_the_engine_needs_no_airflow(python: str, environment: dict[str, str], tmp_path: Path) -> None:
+    """Only the extra brings it, and neither the engine nor the ingest imports it."""
+    code = (
+        "import sys, importlib.metadata, json; sys.modules['airflow'] = None;"
+        "import streaming_export, streaming_ingest;"
+        "print(json.dumps(importlib.metadata.requires('postgres-to-s3')))"
+    )
+    needs = json.loads(run([python, "-c", code], env=environment, cwd=tmp_path))
+    assert [need for need in needs if "airflow" in need and 'extra == "airflow"' not in need.replace("'", '"')] == []
+    assert len([need for need in needs if "extra ==" not in need]) == 6
