@@ -58,6 +58,9 @@ class Parts:
         self._bucket = bucket
         self._key = key
         self._stop = stop
+        # botocore joins bytes with the headers, once more in memory; but where it sends a checksum behind the body, as
+        # over TLS, it copies what is not bytes.
+        self._copy = bytes if bucket.client.meta.endpoint_url.startswith("https") else bytearray
         self._parts: list[Future[dict[str, Any]]] = []
         self._flying: set[Future[dict[str, Any]]] = set()
 
@@ -80,8 +83,7 @@ class Parts:
         room = max(1, IN_FLIGHT_BYTES // len(part)) if part else 1
         self._stop.wait_for(lambda: self.in_flight < room)
         future = Future[dict[str, Any]]()
-        # Bytes, since botocore copies a bytearray once more where it sends a checksum behind the body.
-        arguments = (self._send, future, self.number + 1, bytes(part))
+        arguments = (self._send, future, self.number + 1, self._copy(part))
         # Not of an executor: its threads keep the interpreter from ending.
         run = contextvars.copy_context().run
         threading.Thread(target=run, args=arguments, name=f"part-{self.number + 1}", daemon=True).start()
@@ -110,7 +112,7 @@ class Parts:
         """Wait for the parts in flight, whatever becomes of them."""
         wait(self._flying, seconds)
 
-    def _send(self, future: Future[dict[str, Any]], number: int, part: bytes) -> None:
+    def _send(self, future: Future[dict[str, Any]], number: int, part: bytes | bytearray) -> None:
         try:
             sent = self._request(number, part)
         except BaseException as exc:  # whatever it is, the export ends with it
@@ -122,7 +124,7 @@ class Parts:
             with self._stop.changing():
                 future.set_result(sent)
 
-    def _request(self, number: int, part: bytes) -> dict[str, Any]:
+    def _request(self, number: int, part: bytes | bytearray) -> dict[str, Any]:
         doing = f"sending part {number} of"
         where: dict[str, Any] = {"UploadId": self.upload_id, "PartNumber": number}
         answer = self._bucket.request("upload_part", self._key, doing, hopeless=self.is_gone, **where, Body=part)
