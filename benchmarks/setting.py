@@ -17,11 +17,11 @@ from urllib.parse import parse_qs, urlsplit
 import boto3
 import psutil
 import sqlalchemy as sa
+from streaming_export.query import describe
 
 from demo import services
 from demo.guard import guarded, wait_until
 from orders.models import select_orders
-from streaming_export.query import describe
 
 FOLDER = services.PROJECT / ".bench"
 PEERS = FOLDER / "peers" / "bin"

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.dialects import postgresql
 
 from postgres_to_s3.connections import postgres_engine, postgres_hook, s3_bucket, secret
-from postgres_to_s3.links import S3ObjectLink
+from postgres_to_s3.links import ExportLink
 from postgres_to_s3.retries import RetryByCause
 from streaming_export import (
     Bucket,
@@ -105,7 +105,7 @@ class PostgresToS3Operator(BaseOperator):
     )
     template_ext: Sequence[str] = (".sql",)
     template_fields_renderers: ClassVar[dict[str, str]] = {"query": "sql", "parameters": "json"}
-    operator_extra_links = (S3ObjectLink(),)
+    operator_extra_links = (ExportLink(),)
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class PostgresToS3Operator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the export.
 
-        :returns: what `streaming_export.ExportResult` holds, but of the files their number, and a link to the object.
+        :returns: what `streaming_export.ExportResult` holds, but of the files their number, and a link to its entry on the page.
         :raises streaming_export.ExportError: see `streaming_export.Export.run`.
         """
         self._check_rendered()
@@ -200,7 +200,7 @@ class PostgresToS3Operator(BaseOperator):
         self._tell_consumers(context, result)
         # The manifest names the files: there can be more than an XCom should hold.
         summary = dataclasses.asdict(result) | {"files": len(result.files)}
-        return {**summary, "link": _link(bucket.client.meta.endpoint_url, result)}
+        return {**summary, "link": _link(result)}
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage | None:
         """What was read and written, for Airflow's OpenLineage provider, where that is installed."""
@@ -293,9 +293,6 @@ def _is_template(value: object) -> bool:
     return isinstance(value, str) and "{{" in value
 
 
-def _link(endpoint: str, result: ExportResult) -> str:
-    """The page on the object in the AWS console; empty for other stores, whose objects no browser may open."""
-    host = urllib.parse.urlsplit(endpoint).hostname or ""
-    if not host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
-        return ""
-    return f"https://console.aws.amazon.com/s3/object/{result.bucket}?prefix={urllib.parse.quote(result.key or '')}"
+def _link(result: ExportResult) -> str:
+    """The export's entry on the page "Exports", below the address of Airflow's UI, whatever path that has."""
+    return f"plugin/exports?{urllib.parse.urlencode({'export': result.manifest_url})}"
