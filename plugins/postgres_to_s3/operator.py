@@ -174,7 +174,7 @@ class PostgresToS3Operator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the export.
 
-        :returns: what `streaming_export.ExportResult` holds, but of the files their number, and a link to its entry on the page.
+        :returns: what `streaming_export.ExportResult` holds, but of the files their number; and a link to the page.
         :raises streaming_export.ExportError: see `streaming_export.Export.run`.
         """
         self._check_rendered()

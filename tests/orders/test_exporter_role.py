@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from demo import services
 from demo.embedded_postgres import program
 from orders.models import select_orders
-from tests.conftest import content
 from tests.streaming_export.exporting import export
+from tests.conftest import content
 
 SCRIPT = services.PROJECT / "plugins" / "orders" / "exporter_role.sql"
 ROWS = 1_000

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.pool import NullPool
+
 from streaming_export.batches import Cuts, copy_batches
 from streaming_export.private import set_private
 from streaming_export.query import Source, describe

@@ -18,11 +18,6 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool, QueuePool
-from streaming_export.batches import find_cuts
-from streaming_export.multipart import Upload
-from streaming_export.query import describe
-from streaming_export.reading import Reading
-from streaming_export.snapshot import Snapshot
 
 import streaming_export
 from demo import services
@@ -36,6 +31,11 @@ from streaming_export import (
     VerificationError,
     export,
 )
+from streaming_export.batches import find_cuts
+from streaming_export.multipart import Upload
+from streaming_export.query import describe
+from streaming_export.reading import Reading
+from streaming_export.snapshot import Snapshot
 from tests.conftest import content, keys, open_uploads
 
 KEY = "some/file.csv"

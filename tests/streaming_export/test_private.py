@@ -12,11 +12,11 @@ from uuid import UUID
 import psycopg2
 import pytest
 import sqlalchemy as sa
+
+from streaming_export import InvalidArgument, QueryError, retry_helps
 from streaming_export.columns import explain
 from streaming_export.private import impersonal, private, set_private
 from streaming_export.query import describe
-
-from streaming_export import InvalidArgument, QueryError, retry_helps
 
 SECRET = "jane@example.com"
 

@@ -17,11 +17,11 @@ from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
-from streaming_export.query import describe
 
 from demo import services
 from orders.models import Order
 from streaming_export import ExportError, InvalidArgument, Options, QueryError, export
+from streaming_export.query import describe
 from tests.conftest import keys
 
 HOSTILE_VALUES = [

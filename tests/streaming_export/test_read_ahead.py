@@ -10,9 +10,9 @@ from typing import BinaryIO
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from streaming_export.batches import Cuts
 from streaming_export.read_ahead import PIPE_BYTES, Pipe, ReadAhead, ReadBatch, Stopped
-
 from tests.streaming_export.waiting import PATIENCE, Running
 
 

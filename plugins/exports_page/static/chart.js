@@ -2,7 +2,7 @@
 
 import { compact, day, duration, h, number, size } from "./dom.js";
 
-const LEFT = 62, RIGHT = 8, TOP = 16, HEIGHT = 84, AXIS = 22;
+const LEFT = 62, RIGHT = 14, TOP = 16, HEIGHT = 84, AXIS = 22;
 const CHARTS = [
   ["Rows", "rows", compact, number],
   ["Size", "bytes", size, size],
@@ -62,8 +62,8 @@ export function charts(points, missing, width, open) {
         const at = first + index * step;
         const text = step < 86400000 / 2 ? new Date(at).toISOString().slice(5, 16).replace("T", " ")
           : new Date(at).toLocaleDateString("en", { day: "numeric", month: "short", timeZone: "UTC" });
-        found.push(h("text", { class: "tick", x: x(at) + slot / 2, y: TOP + HEIGHT + 16,
-          "text-anchor": index ? "middle" : "start" }, text));
+        const middle = Math.min(Math.max(x(at) + slot / 2, LEFT + 16), width - RIGHT - 18);
+        found.push(h("text", { class: "tick", x: middle, y: TOP + HEIGHT + 16, "text-anchor": "middle" }, text));
       }
       return found;
     }

@@ -29,10 +29,11 @@ export function details(found, actions) {
           h("td", {}, column.type || "–"), h("td", {}, masked(column.mask)))))))),
     h("section", {}, h("h3", {}, `Files (${found.files.length + found.more_files})`), h("div", { class: "scroll" },
       h("table", { class: "plain" },
-        h("thead", {}, h("tr", {}, ["File", "Rows", "Size", "SHA-256", ""].map((name) => h("th", { scope: "col" }, name)))),
+        h("thead", {}, h("tr", {}, ["File", "Rows", "Size", "SHA-256", ""].map((name) =>
+          h("th", { scope: "col", class: ["Rows", "Size"].includes(name) ? "right" : null }, name)))),
         h("tbody", {}, found.files.map((file, index) => h("tr", {}, h("td", {}, h("code", {}, file.name)),
           h("td", { class: "right" }, number(file.rows)), h("td", { class: "right" }, size(file.bytes)),
-          h("td", {}, h("code", { class: "hash" }, file.sha256)),
+          h("td", {}, h("code", { class: "hash", title: file.sha256 }, file.sha256)),
           h("td", {}, found.may_download && h("button", { class: "quiet", "aria-label": `Download ${file.name}`,
             onclick: (event) => actions.download(found.url, index, file, event.currentTarget) }, "Download"))))))),
       found.more_files > 0 && h("p", { class: "muted" }, `and ${number(found.more_files)} more, which the manifest names`)),

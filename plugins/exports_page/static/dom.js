@@ -11,7 +11,7 @@ export function h(tag, properties = {}, ...children) {
     else if (value !== null && value !== undefined && value !== false)
       element.setAttribute(name, value === true ? "" : String(value));
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   return element;
 }
 
@@ -50,5 +50,5 @@ export function ago(time) {
   const seconds = (new Date(time) - Date.now()) / 1000;
   const [unit, length] = UNITS.find(([, length]) => Math.abs(seconds) >= length) ?? ["second", 1];
   const text = Number.isFinite(seconds) ? relative.format(Math.trunc(seconds / length), unit) : String(time);
-  return h("time", { datetime: time, title: exact(time), tabindex: 0, "aria-label": `${text}, ${exact(time)}` }, text);
+  return h("time", { datetime: time, title: exact(time) }, text);
 }

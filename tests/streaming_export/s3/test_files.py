@@ -12,10 +12,10 @@ import sqlalchemy as sa
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streaming_export.files import _ROW, Format
-from streaming_export.query import csv_field
 
 from streaming_export import export
+from streaming_export.files import _ROW, Format
+from streaming_export.query import csv_field
 from tests.conftest import content, keys, open_uploads
 
 HEADER = b"id,customer_email,total_cents,status,created_at\n"

@@ -17,6 +17,9 @@ from typing import Any
 import pytest
 from botocore.config import Config
 from botocore.exceptions import EndpointConnectionError, ReadTimeoutError
+
+from demo import services
+from streaming_export import InvalidArgument, UploadError, VerificationError, multipart
 from streaming_export.multipart import (
     FIRST_PART_BYTES,
     IN_FLIGHT_BYTES,
@@ -25,9 +28,6 @@ from streaming_export.multipart import (
     Upload,
     part_bytes,
 )
-
-from demo import services
-from streaming_export import InvalidArgument, UploadError, VerificationError, multipart
 from tests.conftest import content, keys, open_uploads
 from tests.streaming_export.store import answer, hook, part_number, record, refusal
 from tests.streaming_export.waiting import PATIENCE, Running, eventually
