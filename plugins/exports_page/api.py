@@ -168,7 +168,9 @@ async def files(
         if file >= len(found.files):
             raise HTTPException(404, f"This export has {len(found.files)} files.")
         one = found.files[file]
-        access.require(access.may_download(dag), "exports.files", dag, bucket.url(one.key))
+        allowed = access.may_download(dag)
+        if request.method != "HEAD" or not allowed:
+            access.require(allowed, "exports.files", dag, bucket.url(one.key))
         if sha256 is not None and sha256 != one.sha256:
             raise ObjectChanged(f"{bucket.url(one.key)} was replaced by a newer export.", "Reload the page.")
         try:
@@ -208,7 +210,10 @@ async def verify_export(request: Request, user: User, manifest: Annotated[str, B
     try:
         async with anyio.create_task_group() as group:
             group.start_soon(_stop_when_gone, request, stop)
-            result = await _threaded(answer)
+            try:
+                result = await _threaded(answer)
+            except Exception as exc:  # here, or the task group makes a group of it
+                result = refused(exc)
             group.cancel_scope.cancel()
     finally:
         verify_slots.give()

@@ -18,7 +18,15 @@ from urllib3.exceptions import HTTPError
 
 from exports_page.access import named
 from exports_page.series import Listed, by_series, listed
-from streaming_export import Bucket, ExportError, ManifestError, ManifestInvalid, ObjectChanged, StoreError
+from streaming_export import (
+    Bucket,
+    ExportError,
+    ManifestError,
+    ManifestInvalid,
+    ManifestMissing,
+    ObjectChanged,
+    StoreError,
+)
 from streaming_export.manifest_reader import Manifest, parse
 from streaming_export.s3.codes import GONE, REFUSED
 
@@ -180,7 +188,12 @@ def read(bucket: Bucket, key: str, etag: str | None = None) -> Manifest:
         with bucket.open(key, etag, f"bytes=0-{MOST_BYTES}") as body:
             text = body.read(MOST_BYTES + 1)
     except StoreError as exc:
-        if exc.code in (*REFUSED, *(GONE if etag else ())):
+        if exc.code in GONE and etag is None:
+            raise ManifestMissing(
+                f"There is no manifest at {bucket.url(key)}: the export was never published, or it was removed.",
+                "Open the page without a link to see what there is.",
+            ) from exc
+        if exc.code in (*REFUSED, *GONE):
             raise ObjectChanged(f"{bucket.url(key)} was replaced or removed.", "Reload the page.") from exc
         raise
     except (BotoCoreError, HTTPError) as exc:

@@ -116,8 +116,8 @@ class Download(Response):
                     await _in_thread(self._reading.close, _ending)
                 self._slots.give()
                 self._log(time.monotonic() - start)
-                if self._begun and not self._complete:
-                    await _break(send)
+        if self._begun and not self._complete:
+            await _break(send)
         if answer is not None:
             await answer(scope, receive, send)
 
@@ -185,7 +185,8 @@ async def _break(send: Send) -> None:
     """Close the connection without the last chunk, so that the browser knows.
 
     An exception would not do: Airflow's JWTRefreshMiddleware, a BaseHTTPMiddleware, ends the answer in order all the
-    same. A message that uvicorn does not know has it close the connection. While the browser takes nothing, this waits.
+    same. A message that uvicorn does not know has it close the connection. This waits while the browser takes nothing,
+    and is cancelled once the message was refused, so it must not be shielded.
     """
     with contextlib.suppress(Exception):
         await send({"type": "http.response.pathsend", "path": ""})

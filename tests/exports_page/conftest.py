@@ -29,11 +29,11 @@ def shop(database: str, airflow_home: Path, client: Any) -> Iterator[str]:
 
 
 @pytest.fixture
-def table(database: str, engine: sa.Engine, shop: str) -> Iterator[int]:
-    """The table `orders` of the database; yields the number of its rows."""
+def table(database: str, shop: str) -> int:
+    """The table `orders` of the database; returns the number of its rows."""
     rows = services.load_orders(database, ROWS)
     services.make_exporter(database)
-    yield rows
+    return rows
 
 
 @pytest.fixture(scope="session", autouse=True)
