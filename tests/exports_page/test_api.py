@@ -260,9 +260,6 @@ def test_a_store_that_is_down_leaves_what_is_known(
     assert listed(airflow)["problem"] is None
     connection = json.loads(os.environ["AIRFLOW_CONN_EXPORTS_S3"])
     connection["extra"] |= {"endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"connect_timeout": 1}}
-        "endpoint_url": "http://127.0.0.1:9",
-        "config_kwargs": {"connect_timeout": 1},
-    }
     monkeypatch.setenv("AIRFLOW_CONN_EXPORTS_S3", json.dumps(connection))
     catalogue._until = time.monotonic() - 1
     assert listed(airflow)["rows"], "the stale list comes at once"
