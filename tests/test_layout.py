@@ -38,6 +38,17 @@ def test_the_plugin_loader_runs_one_file(airflow_home: Path) -> None:
     assert [path.name for path in seen if path.suffix == ".py"] == ["orders_plugin.py"]
 
 
+def test_a_task_does_not_pay_for_the_page(airflow_home: Path) -> None:
+    """Every program of Airflow's loads the plugin; only the api-server imports FastAPI and the page for it."""
+    code = (
+        "import sys, airflow.sdk; before = set(sys.modules); import orders_plugin;"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before};"
+        "print(sorted(new & {'fastapi', 'starlette', 'uvicorn'}), 'exports_page.api' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PLUGINS)
+    assert done.stdout.splitlines()[-1:] == ["[] False"], done.stderr
+
+
 def test_airflow_loads_the_plugin(airflow_home: Path) -> None:
     """Airflow loads the plugin without an error, with the operator's link."""
     code = (
@@ -51,12 +62,13 @@ def test_airflow_loads_the_plugin(airflow_home: Path) -> None:
 
 
 def test_imports_go_downwards() -> None:
-    """dags → postgres_to_s3, orders → streaming_export; nothing imports demo or tests."""
+    """dags, exports_page → postgres_to_s3, orders → streaming_export; nothing imports demo or tests."""
     forbidden = {
-        "plugins/streaming_export": {"airflow", "postgres_to_s3", "orders", "demo", "tests"},
-        "plugins/postgres_to_s3": {"orders", "demo", "tests"},
-        "plugins/orders": {"postgres_to_s3", "demo", "tests"},
-        "dags": {"streaming_export", "demo", "tests"},
+        "plugins/streaming_export": {"airflow", "postgres_to_s3", "orders", "exports_page", "demo", "tests"},
+        "plugins/postgres_to_s3": {"orders", "exports_page", "demo", "tests"},
+        "plugins/orders": {"postgres_to_s3", "exports_page", "demo", "tests"},
+        "plugins/exports_page": {"streaming_ingest", "demo", "tests"},
+        "dags": {"streaming_export", "exports_page", "demo", "tests"},
     }
     wrong = {
         str(path.relative_to(services.PROJECT)): names

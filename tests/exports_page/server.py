@@ -9,7 +9,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -63,14 +63,19 @@ def environment(home: Path, port: int) -> dict[str, str]:
 
 
 @contextmanager
-def serving(home: Path) -> Iterator[Airflow]:
-    """Serve Airflow's app, with the middleware of its api-server, until the end of the block."""
+def serving(home: Path, change: Callable[[Any], None] = lambda app: None) -> Iterator[Airflow]:
+    """Serve Airflow's app, with the middleware of its api-server, until the end of the block.
+
+    :param change: what else is done to the app.
+    """
     port = free_port()
     os.environ.update(environment(home, port))
     from airflow.api_fastapi.app import create_app, purge_cached_app
 
     purge_cached_app()
-    server = uvicorn.Server(uvicorn.Config(create_app(apps="core"), "127.0.0.1", port, log_level="critical"))
+    app = create_app(apps="core")
+    change(app)
+    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, log_level="critical"))
     thread = threading.Thread(target=server.run, name="airflow", daemon=True)
     thread.start()
     while not server.started:
@@ -141,3 +146,11 @@ def _publish_day(
     document["finished_at"] = (at + timedelta(seconds=seconds)).isoformat()
     client.put_object(Bucket=bucket, Key=f"{key}.manifest.json", Body=json.dumps(document).encode())
     return key
+
+
+def relist() -> None:
+    """Forget what the bucket held."""
+    from exports_page.api import catalogue
+
+    catalogue._listing = None
+    catalogue._entries.clear()

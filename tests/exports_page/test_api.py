@@ -17,7 +17,7 @@ import requests
 
 from tests.conftest import content
 from tests.exports_page.conftest import DAYS
-from tests.exports_page.server import Airflow
+from tests.exports_page.server import Airflow, relist
 
 HTML = "<img src=x onerror=alert(1)>"
 
@@ -26,14 +26,6 @@ HTML = "<img src=x onerror=alert(1)>"
 def fresh(airflow: Airflow) -> None:
     """The bucket is listed anew for this test."""
     relist()
-
-
-def relist() -> None:
-    """Forget what the bucket held."""
-    from exports_page.api import catalogue
-
-    catalogue._listing = None
-    catalogue._entries.clear()
 
 
 @pytest.fixture
@@ -84,7 +76,7 @@ def test_nothing_is_open(airflow: Airflow, method: str, route: str) -> None:
     assert requests.request(method, url, json={}, headers={"Authorization": "Bearer no"}).status_code == 403
 
 
-def test_who_may_do_what(airflow: Airflow, shop: str, keys: list[str], table: int) -> None:
+def test_who_may_do_what(airflow: Airflow, shop: str, keys: list[str], table: int, fresh: None) -> None:
     """A viewer sees; who may trigger the DAG also downloads and verifies."""
     url = f"s3://{shop}/{keys[-1]}.manifest.json"
     for user, allowed in (("viewer", 403), ("user", 200), ("admin", 200)):
