@@ -79,8 +79,8 @@ def _pandas(columns: list[tuple[str, str]], urls: list[str], endpoint: str) -> s
         "import pandas as pd  # with s3fs; NULL and the empty string are both <NA> here\n\n"
         f"files = {json.dumps(urls)}\n"
         f"types = {json.dumps(types)}\n"
-        f"data = pd.concat(pd.read_csv(file, dtype=types, parse_dates={json.dumps(times)},\n"
-        f'    date_format="ISO8601", keep_default_na=False, na_values=[""], storage_options={json.dumps(options)}) for file in files)'
+        f"data = pd.concat(pd.read_csv(file, dtype=types, parse_dates={json.dumps(times)}, date_format='ISO8601',\n"
+        f'    keep_default_na=False, na_values=[""], storage_options={json.dumps(options)}) for file in files)'
     )
 
 
