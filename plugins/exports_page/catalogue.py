@@ -99,13 +99,14 @@ class Catalogue:
     The first caller waits for the listing, and others for the same one. Later ones get what is known, and a listing
     that is older than `FRESH_SECONDS` is renewed behind them.
 
-    :param bucket: makes the bucket; asked for each listing, so that a changed connection is noticed.
+    :param bucket: makes the bucket; asked once in `FRESH_SECONDS`, so that a changed connection is noticed.
     """
 
     def __init__(self, bucket: Callable[[], Bucket]) -> None:
         self._make_bucket = bucket
         self._listing: Listing | None = None
         self._until = 0.0
+        self._bucket: tuple[Bucket, float] | None = None
         self._lock = threading.Lock()
         self._entries: OrderedDict[tuple[str, str], Entry] = OrderedDict()
         self._pool = ThreadPoolExecutor(_THREADS, "exports-page")
@@ -130,10 +131,13 @@ class Catalogue:
         return known
 
     def bucket(self) -> Bucket:
-        """The bucket, with little patience: somebody waits."""
-        bucket = self._make_bucket()
-        bucket.patience = 3.0
-        return bucket
+        """The bucket, as the connection was when it was last made, `FRESH_SECONDS` ago at most."""
+        made = self._bucket
+        if made is None or time.monotonic() - made[1] > FRESH_SECONDS:
+            bucket = self._make_bucket()
+            bucket.patience = 3.0  # somebody waits
+            made = self._bucket = bucket, time.monotonic()
+        return made[0]
 
     def entries(self, found: Sequence[Listed]) -> list[Entry]:
         """What the manifests say, in order; one that can't be read says so."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tests.exports_page.server import Airflow
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, BrowserContext
 
 PACKAGE = "chromium"  # Debian's
 MISSING = f"There is no Chromium here. Install Debian's package {PACKAGE}: apt-get install {PACKAGE}"
@@ -45,15 +45,11 @@ def browser() -> Iterator[Browser]:
             running.close()
 
 
-@contextmanager
-def page_of(running: Browser, airflow: Airflow, user: str, **options: Any) -> Iterator[Page]:
-    """A window of a user who is logged in.
+def context_of(running: Browser, airflow: Airflow, user: str, **options: Any) -> BrowserContext:
+    """Windows of a user who is logged in.
 
     :param options: of Playwright's `new_context`.
     """
     context = running.new_context(**{"viewport": {"width": 1440, "height": 1000}, "locale": "en-GB", **options})
     context.add_cookies([{"name": "_token", "value": airflow.token(user), "url": airflow.url}])
-    try:
-        yield context.new_page()
-    finally:
-        context.close()
+    return context

@@ -58,8 +58,8 @@ def serve(home: Path, database: str) -> None:
         writer = csv.writer(buffer, lineterminator="\n")
         async with AsyncSession(engine) as session:
             rows = await session.stream(select_orders().order_by(Order.id), execution_options={"yield_per": 500})
-            async for row in rows:
-                writer.writerow(row)
+            async for some in rows.partitions():
+                writer.writerows(some)
                 yield buffer.getvalue()
                 buffer.seek(0)
                 buffer.truncate()

@@ -40,7 +40,7 @@ def take(database: str, endpoint: str, home: Path, folder: Path | None) -> None:
     import sqlalchemy as sa
     from airflow.utils import db
 
-    from tests.exports_page.browser import MISSING, browser, chromium, page_of
+    from tests.exports_page.browser import MISSING, browser, chromium, context_of
     from tests.exports_page.server import publish_days, save_dags, serving
 
     if chromium() is None:
@@ -62,7 +62,7 @@ def take(database: str, endpoint: str, home: Path, folder: Path | None) -> None:
 
         def shoot(name: str, path: str, details: bool = False, **options: Any) -> None:
             say(f"Taking {name}.png")
-            with page_of(running, airflow, "admin", **options) as page:
+            with context_of(running, airflow, "admin", **options).new_page() as page:
                 scheme = options.get("color_scheme", "light")
                 page.add_init_script(f"localStorage.setItem('theme', '{scheme}')")
                 page.goto(f"{airflow.url}/{path}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -36,6 +37,7 @@ class Airflow:
 
     url: str
 
+    @functools.cache  # noqa: B019  there is one of these
     def token(self, user: str) -> str:
         """A credential of a user."""
         answer = requests.post(f"{self.url}/auth/token", json={"username": user, "password": user}, timeout=30)
@@ -152,5 +154,5 @@ def relist() -> None:
     """Forget what the bucket held."""
     from exports_page.api import catalogue
 
-    catalogue._listing = None
+    catalogue._listing = catalogue._bucket = None
     catalogue._entries.clear()

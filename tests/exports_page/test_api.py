@@ -253,7 +253,7 @@ def test_a_store_that_is_down_leaves_what_is_known(
     connection = json.loads(os.environ["AIRFLOW_CONN_EXPORTS_S3"])
     connection["extra"] |= {"endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"connect_timeout": 1}}
     monkeypatch.setenv("AIRFLOW_CONN_EXPORTS_S3", json.dumps(connection))
-    catalogue._until = time.monotonic() - 1
+    catalogue._until, catalogue._bucket = time.monotonic() - 1, None
     assert listed(airflow)["rows"], "the stale list comes at once"
     deadline = time.monotonic() + 15
     while not (found := listed(airflow))["problem"]:
