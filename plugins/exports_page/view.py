@@ -89,19 +89,16 @@ def details(manifest: Manifest, bucket: Bucket, access: Access) -> Answer:
     dropped = [(name, mask) for name, mask in manifest.masked.items() if mask == "drop"]
     snapshot, older = manifest.snapshot, manifest.older_transactions
     checks = [
-        "The database counted the same rows in the same snapshot."
+        (True, "The database counted the same rows in the same snapshot.")
         if manifest.rows_verified
-        else "Rows were not counted by the database: verify_rows was off.",
-        "The store confirmed size and checksum of each file.",
+        else (False, "The database did not count the rows: verify_rows was off."),
+        (True, "What the store has is what was sent, by size and by the checksum that the store reports."),
     ]
-    if older:
-        unseen = older["unseen"]
-        waited = older["waited_seconds"]
-        checks.append(
-            f"Some transactions could not be seen: {str(unseen)[:300]}"
-            if unseen
-            else f"No older transaction was left to wait for ({waited if math.isfinite(waited) else 0:.1f} s)."
-        )
+    if older and older["unseen"]:
+        checks.append((False, f"Some older transactions could not be seen: {str(older['unseen'])[:300]}"))
+    elif older:
+        waited = older["waited_seconds"] if math.isfinite(older["waited_seconds"]) else 0.0
+        checks.append((True, f"No transaction ran that began before the window's end (waited {waited:.1f} s)."))
     return Answer(
         {
             "url": manifest.url,
@@ -122,7 +119,7 @@ def details(manifest: Manifest, bucket: Bucket, access: Access) -> Answer:
             "spreadsheet_safe": manifest.spreadsheet_safe,
             "compression": manifest.compression,
             "export_id": (manifest.export_id or "")[:_LONGEST_TYPE],
-            "checks": checks,
+            "checks": [{"passed": passed, "text": text} for passed, text in checks],
             "files": [
                 {"name": file.key.rsplit("/", 1)[-1], "rows": file.rows, "bytes": file.bytes, "sha256": file.sha256}
                 for file in manifest.files[:_MOST_FILES]

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode, urlsplit
 
 import requests
 import uvicorn
@@ -156,3 +158,25 @@ def relist() -> None:
 
     catalogue._listing = catalogue._bucket = None
     catalogue._entries.clear()
+
+
+def raw(airflow: Airflow, path: str, user: str = "user", *headers: str) -> socket.socket:
+    """A connection on which a path was asked for."""
+    place = urlsplit(airflow.url)
+    connection = socket.create_connection((place.hostname or "", place.port or 0), timeout=60)
+    lines = [f"GET /{path} HTTP/1.1", "Host: airflow", f"Authorization: Bearer {airflow.token(user)}", *headers]
+    connection.sendall("\r\n".join([*lines, "", ""]).encode())
+    return connection
+
+
+def rest(connection: socket.socket) -> bytes:
+    """All that still comes."""
+    found = bytearray()
+    while data := connection.recv(2**20):
+        found += data
+    return bytes(found)
+
+
+def file_of(shop: str, key: str, **more: Any) -> str:
+    """The path of a published file."""
+    return "exports/files?" + urlencode({"manifest": f"s3://{shop}/{key}.manifest.json", **more})

@@ -21,7 +21,8 @@ export function details(found, actions) {
     h("section", {}, h("h3", {}, "Facts"), h("dl", { class: "facts" },
       facts.map(([term, value]) => [h("dt", {}, term), h("dd", {}, value)]))),
     h("section", {}, h("h3", {}, "Checks that ran"),
-      h("ul", { class: "checks" }, found.checks.map((check) => h("li", {}, check)))),
+      h("ul", { class: "checks" }, found.checks.map((check) =>
+        h("li", { class: check.passed ? null : "amber" }, check.passed ? "✓ " : "▲ ", check.text)))),
     h("section", {}, h("h3", {}, `Columns (${found.columns.length})`), h("div", { class: "scroll" },
       h("table", { class: "plain" },
         h("thead", {}, h("tr", {}, ["Name", "Type", "In the file"].map((name) => h("th", { scope: "col" }, name)))),
