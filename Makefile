@@ -23,6 +23,9 @@ soak: .venv/test.stamp  ## 20 minutes of random faults; SECONDS=120 for less, SE
 bench: .venv/demo.stamp .bench/peers.stamp  ## measure the export against its peers, 40 minutes; ROWS=200000 for two, ARGS='--only ours --data wide'
 	@PYTHONPATH=plugins $(IN_VENV) -m benchmarks $(if $(ROWS),--rows $(ROWS)) $(if $(ENDPOINT),--endpoint $(ENDPOINT)) $(ARGS)
 
+screenshots: .venv/test.stamp  ## pictures of the page "Exports" for the README, by Debian's Chromium
+	@PYTHONPATH=plugins $(IN_VENV) -m tests.exports_page.screenshots
+
 lint: .venv/test.stamp  ## style and types
 	$(IN_VENV) -m ruff check .
 	$(IN_VENV) -m ruff format --check .
@@ -50,4 +53,4 @@ clean:  ## remove all that was made here: the environment, the demo's data, cach
 SUPPORTED_PYTHON = $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	{ echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13. Choose one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 
-.PHONY: help demo ui test soak bench lint clean
+.PHONY: help demo ui test soak bench screenshots lint clean

@@ -35,7 +35,6 @@ __all__ = [
     "guarded",
     "isolate_environment",
     "keeps_objects",
-    "let_browsers_read",
     "load_orders",
     "make_exporter",
     "moto",
@@ -96,14 +95,6 @@ def unpublish(endpoint_url: str, bucket: str = BUCKET, prefix: str = "orders/ord
     for item in client.list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", []):
         if item["Key"].endswith(".manifest.json"):
             client.delete_object(Bucket=bucket, Key=item["Key"])
-
-
-def let_browsers_read(endpoint_url: str, bucket: str = BUCKET) -> None:
-    """Let anybody on this machine read an object by its plain URL, which is where the operator's link leads."""
-    resource = f"arn:aws:s3:::{bucket}/*"
-    statement = {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": resource}
-    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-    s3_client(endpoint_url).put_bucket_policy(Bucket=bucket, Policy=policy)
 
 
 def load_orders(uri: str, rows: int, until: date = UNTIL) -> int:

@@ -63,7 +63,6 @@ def ui(rows: int) -> None:
             database = stack.enter_context(services.postgres(FOLDER / "postgres"))
             endpoint = stack.enter_context(services.s3(FOLDER / "s3"))
             services.create_bucket(endpoint)
-            services.let_browsers_read(endpoint)
             say(f"Filling the table orders: {counted(rows)}", lambda: services.written(database))
             today = datetime.now(UTC).date()
             services.load_orders(database, rows, today)
@@ -77,8 +76,8 @@ def ui(rows: int) -> None:
         print(f"""
   Airflow         http://127.0.0.1:{port}
   login           {USER}, password {PASSWORD}
-  the S3 server   {endpoint}/{services.BUCKET}/KEY is an object, as the link of each export
-                  access key {services.ACCESS_KEY}, secret {services.SECRET_KEY} list and write{kept}
+  the exports     http://127.0.0.1:{port}/plugin/exports, where the link of each export leads
+  the S3 server   {endpoint}, access key {services.ACCESS_KEY}, secret {services.SECRET_KEY}{kept}
 
   All DAGs but orders_deadline are on: last night's runs come by themselves within a minute.
   "Trigger" on orders_export starts more, and has a form for a selection of the orders.

@@ -4,11 +4,14 @@ from typing import ClassVar
 
 from airflow.plugins_manager import AirflowPlugin
 
-from postgres_to_s3 import S3ObjectLink
+from exports_page import FASTAPI_APPS, REACT_APPS
+from postgres_to_s3 import ExportLink
 
 
 class OrdersPlugin(AirflowPlugin):
-    """The link of exports to their objects."""
+    """The page of the exports, and the link of each export to its entry there."""
 
     name = "orders"
-    operator_extra_links: ClassVar = [S3ObjectLink()]
+    operator_extra_links: ClassVar = [ExportLink()]
+    fastapi_apps: ClassVar = FASTAPI_APPS
+    react_apps: ClassVar = REACT_APPS

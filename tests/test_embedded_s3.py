@@ -109,13 +109,10 @@ def status(url: str) -> int:
             return int(error.code)
 
 
-def test_browsers_may_read_where_they_are_let(client: Any, endpoint: str, bucket: str) -> None:
-    """The plain URL of an object opens after `let_browsers_read` and not before; the bucket's never does."""
+def test_nobody_reads_without_a_key(client: Any, endpoint: str, bucket: str) -> None:
+    """The plain URL of an object, or of the bucket, opens for nobody."""
     client.put_object(Bucket=bucket, Key="a b.csv", Body=b"a")
-    url = f"{endpoint}/{bucket}"
-    assert (status(f"{url}/a%20b.csv"), status(url)) == (403, 403)
-    services.let_browsers_read(endpoint, bucket)
-    assert (status(f"{url}/a%20b.csv"), status(url)) == (200, 403)
+    assert (status(f"{endpoint}/{bucket}/a%20b.csv"), status(f"{endpoint}/{bucket}")) == (403, 403)
 
 
 def test_two_live_side_by_side(starter: Starter, client: Any) -> None:
@@ -186,9 +183,8 @@ def test_moto_takes_its_place(
     monkeypatch.setattr(services, "weed", lambda: None)
     with services.s3(tmp_path) as endpoint:
         services.create_bucket(endpoint)
-        services.let_browsers_read(endpoint)
         services.s3_client(endpoint).put_object(Bucket=services.BUCKET, Key="a", Body=b"a")
-        assert status(f"{endpoint}/{services.BUCKET}/a") == 200
+        assert content(services.s3_client(endpoint), services.BUCKET, "a") == b"a"
     (line,) = capsys.readouterr().out.splitlines()
     assert "moto takes its place, which forgets its objects" in line
     assert not services.keeps_objects()

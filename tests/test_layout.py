@@ -38,6 +38,17 @@ def test_the_plugin_loader_runs_one_file(airflow_home: Path) -> None:
     assert [path.name for path in seen if path.suffix == ".py"] == ["orders_plugin.py"]
 
 
+def test_a_task_does_not_pay_for_the_page(airflow_home: Path) -> None:
+    """Every program of Airflow's loads the plugin; only the api-server imports FastAPI and the page for it."""
+    code = (
+        "import sys, airflow.sdk; before = set(sys.modules); import orders_plugin;"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before};"
+        "print(sorted(new & {'fastapi', 'starlette', 'uvicorn'}), 'exports_page.api' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PLUGINS)
+    assert done.stdout.splitlines()[-1:] == ["[] False"], done.stderr
+
+
 def test_airflow_loads_the_plugin(airflow_home: Path) -> None:
     """Airflow loads the plugin without an error, with the operator's link."""
     code = (
@@ -54,8 +65,9 @@ AIRFLOW = {"airflow", "postgres_to_s3", "orders", "exports_page"}
 
 #: Of each folder or file, what it must not import: imports go downwards.
 FORBIDDEN = [
-    ("dags", {"streaming_export", "streaming_ingest"}),
-    ("plugins/orders", {"postgres_to_s3"}),
+    ("dags", {"streaming_export", "streaming_ingest", "exports_page"}),
+    ("plugins/exports_page", {"streaming_ingest"}),
+    ("plugins/orders", {"postgres_to_s3", "exports_page"}),
     ("plugins/postgres_to_s3", {"orders", "exports_page"}),
     ("plugins/streaming_ingest", {*AIRFLOW, "streaming_export.export", "streaming_export.options"}),
     ("plugins/streaming_export", {*AIRFLOW, "streaming_ingest"}),
@@ -72,7 +84,7 @@ FORBIDDEN = [
 
 @pytest.mark.parametrize(("place", "not_allowed"), FORBIDDEN, ids=lambda value: value if isinstance(value, str) else "")
 def test_imports_go_downwards(place: str, not_allowed: set[str]) -> None:
-    """dags → postgres_to_s3, orders → streaming_ingest → streaming_export; nothing imports demo or tests."""
+    """From dags down to streaming_export; nothing imports demo or tests."""
     path = services.PROJECT / place
     wrong = {
         str(file.relative_to(services.PROJECT)): names

@@ -94,9 +94,7 @@ def environment(airflow_home: Path, airflow_database: None, tmp_path: Path) -> d
 def test_the_wheel_holds_the_packages_and_the_schema(wheel: Path) -> None:
     """The engine, the ingest and the operator; neither the orders nor tests."""
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")} - {
-        "exports_page"
-    } == OURS
+    assert {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")} == OURS
     assert "streaming_export/manifest.schema.json" in names
     ours = {str(path.relative_to(services.PROJECT / "plugins")) for one in OURS for path in sources(one)}
     assert ours <= names

@@ -68,6 +68,17 @@ FORM = {
 DEFAULTS = {name: param.value for name, param in FORM.items()}
 
 
+class FieldRefused(AirflowFailException):
+    """What was asked for in the form can't be.
+
+    :param field: its name.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
 @dataclass(frozen=True, slots=True)
 class Day:
     """A day (UTC), from midnight to midnight.
@@ -92,7 +103,7 @@ def choose_task(params: Mapping[str, Any], dag_run: Any, bucket: Bucket, key: st
 
     :param bucket: of the exports.
     :param key: of the nightly file; a run by hand does not replace what another run has published there.
-    :raises AirflowFailException: naming the field of the form that can't be.
+    :raises FieldRefused: naming the field of the form that can't be.
     """
     check_form(params, dag_run.conf or {})
     asked = {name for name, value in DEFAULTS.items() if (params[name] or None) != (value or None)}
@@ -111,12 +122,12 @@ def check_form(params: Mapping[str, Any], conf: Mapping[str, Any]) -> None:
     """Refuse what the form's own rules do not.
 
     :param conf: what was given, under whatever names.
-    :raises AirflowFailException: naming the field.
+    :raises FieldRefused: naming the field.
     """
     if unknown := sorted(conf.keys() - FORM.keys()):
         # Without its value, which nobody expects here and may be personal.
-        raise AirflowFailException(
-            f"{unknown[0]} is no parameter: they are {', '.join(FORM)}. Nothing was read or written."
+        raise FieldRefused(
+            unknown[0], f"{unknown[0]} is no parameter: they are {', '.join(FORM)}. Nothing was read or written."
         )
     times: dict[str, datetime] = {}
     for name in ("created_from", "created_to"):
@@ -134,5 +145,5 @@ def check_form(params: Mapping[str, Any], conf: Mapping[str, Any]) -> None:
         raise _refused("statuses", unknown, f"out of {', '.join(STATUSES)}")
 
 
-def _refused(name: str, value: object, allowed: str) -> AirflowFailException:
-    return AirflowFailException(f"{name}={value!r} is not allowed: {allowed}. Nothing was read or written.")
+def _refused(name: str, value: object, allowed: str) -> FieldRefused:
+    return FieldRefused(name, f"{name}={value!r} is not allowed: {allowed}. Nothing was read or written.")

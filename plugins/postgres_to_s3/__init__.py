@@ -1,8 +1,8 @@
 """The Airflow side of the export: an operator, the link that it shows, and when it is retried."""
 
 from postgres_to_s3.connections import s3_bucket
-from postgres_to_s3.links import S3ObjectLink
+from postgres_to_s3.links import ExportLink
 from postgres_to_s3.operator import PostgresToS3Operator
 from postgres_to_s3.retries import RetryByCause
 
-__all__ = ["PostgresToS3Operator", "RetryByCause", "S3ObjectLink", "s3_bucket"]
+__all__ = ["ExportLink", "PostgresToS3Operator", "RetryByCause", "s3_bucket"]

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
 
 
-class S3ObjectLink(BaseOperatorLink):
-    """The exported object. The link holds no credentials and does not expire."""
+class ExportLink(BaseOperatorLink):
+    """The export's own entry on the page "Exports". The link holds no credentials and does not expire."""
 
-    name = "Exported object"
+    name = "Export"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """Where the object can be looked at; empty until it was published."""
+        """Where the export is shown; empty until it was published."""
         summary = XCom.get_value(ti_key=ti_key, key="return_value")
         return str(summary["link"]) if summary else ""

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql
 
 from postgres_to_s3 import arguments, summary
 from postgres_to_s3.connections import postgres_engine, postgres_hook, s3_bucket, secret
-from postgres_to_s3.links import S3ObjectLink
+from postgres_to_s3.links import ExportLink
 from postgres_to_s3.reporting import report
 from postgres_to_s3.retries import RetryByCause
 from streaming_export import (
@@ -107,7 +107,7 @@ class PostgresToS3Operator(BaseOperator):
     )
     template_ext: Sequence[str] = (".sql",)
     template_fields_renderers: ClassVar[dict[str, str]] = {"query": "sql", "parameters": "json"}
-    operator_extra_links = (S3ObjectLink(),)
+    operator_extra_links = (ExportLink(),)
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class PostgresToS3Operator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the export.
 
-        :returns: what `streaming_export.ExportResult` holds, but of the files their number, and a link to the object.
+        :returns: what `streaming_export.ExportResult` holds, but of the files their number, and a link to the page.
         :raises streaming_export.ExportError: see `streaming_export.Export.run`; its lines are in the log before.
         """
         ti = context["ti"]
@@ -208,7 +208,7 @@ class PostgresToS3Operator(BaseOperator):
         summary.tell_consumers(context, self.outlets, result, self.window)
         # The manifest names the files: there can be more than an XCom should hold.
         published = dataclasses.asdict(result) | {"files": len(result.files)}
-        return {**published, "link": summary.link(bucket.client.meta.endpoint_url, result)}
+        return {**published, "link": summary.link(result)}
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage | None:
         """What was read and written, for Airflow's OpenLineage provider, where that is installed."""

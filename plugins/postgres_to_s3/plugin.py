@@ -4,11 +4,11 @@ from typing import ClassVar
 
 from airflow.plugins_manager import AirflowPlugin
 
-from postgres_to_s3.links import S3ObjectLink
+from postgres_to_s3.links import ExportLink
 
 
 class PostgresToS3Plugin(AirflowPlugin):
     """The link of exports to their objects; found by the entry point `airflow.plugins`."""
 
     name = "postgres_to_s3"
-    operator_extra_links: ClassVar = [S3ObjectLink()]
+    operator_extra_links: ClassVar = [ExportLink()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import urllib.parse
 from collections.abc import Sequence
 from datetime import timedelta
@@ -68,9 +69,8 @@ def show(log: Any, found: Preview, parameters: Sequence[str], overwrite: bool) -
     }
 
 
-def link(endpoint: str, result: ExportResult) -> str:
-    """The page on the object in the AWS console; empty for other stores, whose objects no browser may open."""
-    host = urllib.parse.urlsplit(endpoint).hostname or ""
-    if not host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
+def link(result: ExportResult) -> str:
+    """The export's entry on the page "Exports", below the address of Airflow's UI; empty where there is no page."""
+    if importlib.util.find_spec("exports_page") is None:
         return ""
-    return f"https://console.aws.amazon.com/s3/object/{result.bucket}?prefix={urllib.parse.quote(result.key or '')}"
+    return f"plugin/exports?{urllib.parse.urlencode({'export': result.manifest_url})}"

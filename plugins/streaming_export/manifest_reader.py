@@ -56,6 +56,14 @@ class Manifest:
     :param taken_at: when the snapshot was taken.
     :param compression: None, "gzip" or "zstd".
     :param run: what ran the export.
+    :param rows_verified: whether the database counted the same rows.
+    :param masked: by column, what stands in the place of its values.
+    :param snapshot: `wal_position`, `standby` and `server_version`, as the schema describes them.
+    :param older_transactions: what was waited for, as the schema describes it; None if nobody looked.
+    :param spreadsheet_safe: whether the data is changed for spreadsheets.
+    :param query_sha256: of the query's text, in hex.
+    :param started_at: when the export began.
+    :param finished_at: when it was published.
     """
 
     url: str
@@ -69,6 +77,19 @@ class Manifest:
     taken_at: datetime
     compression: str | None
     run: Mapping[str, str | int | None]
+    rows_verified: bool
+    masked: Mapping[str, str]
+    snapshot: Mapping[str, Any]
+    older_transactions: Mapping[str, Any] | None
+    spreadsheet_safe: bool
+    query_sha256: str
+    started_at: datetime
+    finished_at: datetime
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(file.bytes for file in self.files)
 
 
 def read(bucket: Bucket, url: str) -> Manifest:
@@ -124,6 +145,14 @@ def parse(body: bytes, bucket: str, url: str) -> Manifest:
         taken_at=_time(document["snapshot"]["taken_at"], url),
         compression=document["csv"]["compression"],
         run=document["run"],
+        rows_verified=document["rows_verified"],
+        masked=document.get("masked", {}),
+        snapshot=document["snapshot"],
+        older_transactions=document.get("older_transactions"),
+        spreadsheet_safe=document["csv"].get("spreadsheet_safe", False),
+        query_sha256=document["query"]["sha256"],
+        started_at=_time(document["started_at"], url),
+        finished_at=_time(document["finished_at"], url),
     )
     for contradiction in _contradictions(manifest, document):
         raise _invalid(url, contradiction)
@@ -153,6 +182,8 @@ def _contradictions(manifest: Manifest, document: dict[str, Any]) -> Iterator[st
     entries = [(entry["url"], entry["meta"]["content_length"]) for entry in document["entries"]]
     if entries != [(file["url"], file["bytes"]) for file in document["files"]]:
         yield "its entries are not its files"
+    if manifest.bytes != document["bytes"]:
+        yield "the bytes of its files do not add up"
 
 
 def _key(url: str, bucket: str, manifest_url: str) -> str:

@@ -312,8 +312,8 @@ class Load:
 
     def _begin(self, params: dict[str, Any]) -> None:
         with self._lock:
-            self.sizes[part_number(params)] = params["body"].getbuffer().nbytes
-            self._now += params["body"].getbuffer().nbytes
+            self.sizes[part_number(params)] = size = len(memoryview(params["body"]))
+            self._now += size
             self.most = max(self.most, self._now)
 
     def _end(self, context: dict[str, Any], **_: Any) -> None:

@@ -1,0 +1,34 @@
+"""The page "Exports" in Airflow's UI, and the downloads: what `orders_plugin.py` registers.
+
+Every program of Airflow's loads plugins, and only the api-server serves this: the app is imported with its first
+request, so that a task pays neither the seconds nor the memory of FastAPI.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: Where the app is mounted, below Airflow's own address.
+PREFIX = "/exports"
+
+_BUNDLE = {
+    "name": "Exports",
+    "bundle_url": "exports/static/exports.js",
+    "icon": "exports/static/icon.svg",
+    "icon_dark_mode": "exports/static/icon-dark.svg",
+}
+
+#: The page in the navigation, and a tab of each DAG. One name, since a module is imported once.
+REACT_APPS: list[Any] = [
+    {**_BUNDLE, "destination": "nav", "url_route": "exports", "nav_top_level": True},
+    {**_BUNDLE, "destination": "dag", "url_route": "dag-exports"},
+]
+
+
+async def _app(scope: Any, receive: Any, send: Any) -> None:
+    from exports_page.api import app
+
+    await app(scope, receive, send)
+
+
+FASTAPI_APPS: list[Any] = [{"name": "exports", "app": _app, "url_prefix": PREFIX}]

@@ -1,0 +1,248 @@
+"""The exports of the bucket, by their manifests: listed at most once a minute, read only where somebody looks."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import PurePosixPath
+from typing import Any
+
+from botocore.exceptions import BotoCoreError
+from urllib3.exceptions import HTTPError
+
+from exports_page.access import named
+from exports_page.series import Listed, by_series, listed
+from streaming_export import (
+    Bucket,
+    ExportError,
+    ManifestError,
+    ManifestInvalid,
+    ManifestMissing,
+    ObjectChanged,
+    StoreError,
+)
+from streaming_export.manifest_reader import Manifest, parse
+from streaming_export.s3.codes import GONE, REFUSED
+
+log = logging.getLogger(__name__)
+
+#: Seconds after which the bucket is listed again, behind whoever asks.
+FRESH_SECONDS = 60.0
+
+#: Objects that are listed at most: 100 requests. The page says so if there are more.
+MOST_OBJECTS = 100_000
+
+#: Bytes that a manifest may have: 4,000 files. Whatever is larger is not read.
+MOST_BYTES = 2 * 1024 * 1024
+
+_CACHED = 10_000  # entries, of about a kilobyte
+_MOST = 2**63  # rows, or bytes
+_THREADS = 10  # as many connections as botocore's pool has
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What the bucket held at a moment.
+
+    :param at: when.
+    :param series: the manifests of each, the newest first.
+    :param truncated: whether there are more objects than `MOST_OBJECTS`.
+    """
+
+    at: datetime
+    series: dict[str, tuple[Listed, ...]]
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An export as the table shows it.
+
+    :param url: of the manifest.
+    :param etag: of the manifest, without quotes.
+    :param file: name of its file, or of the manifest if that can't be read.
+    :param at: when it was published.
+    :param day: the date in its key.
+    :param problem: why the manifest can't be read; what follows is None or empty then.
+    :param seconds: from its start to the manifest.
+    :param verified: whether the database counted the same rows.
+    :param daily: whether its rows are those of a window of time.
+    :param run: DAG, task and run, by name.
+    """
+
+    url: str
+    etag: str
+    file: str
+    at: datetime
+    day: date | None
+    problem: str | None = None
+    rows: int | None = None
+    bytes: int | None = None
+    seconds: float | None = None
+    verified: bool | None = None
+    daily: bool = False
+    files: int = 0
+    dag: str | None = None
+    task: str | None = None
+    run: str | None = None
+
+
+class Catalogue:
+    """What is in the bucket; safe from any thread.
+
+    The first caller waits for the listing, and others for the same one. Later ones get what is known, and a listing
+    that is older than `FRESH_SECONDS` is renewed behind them.
+
+    :param bucket: makes the bucket; asked once in `FRESH_SECONDS`, so that a changed connection is noticed.
+    """
+
+    def __init__(self, bucket: Callable[[], Bucket]) -> None:
+        self._make_bucket = bucket
+        self._listing: Listing | None = None
+        self._until = 0.0
+        self._bucket: tuple[Bucket, float] | None = None
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[tuple[str, str], Entry] = OrderedDict()
+        self._pool = ThreadPoolExecutor(_THREADS, "exports-page")
+        #: Why the last listing failed, if it did: what is known is of before that.
+        self.problem: str | None = None
+
+    def listing(self, newer_than: float = 0.0) -> Listing:
+        """The manifests of the bucket.
+
+        :param newer_than: a time of `time.monotonic`; the bucket is listed anew if what is known is not.
+        :raises StoreError: if nothing is known yet, and the store failed.
+        """
+        known = self._listing
+        if known is None or self._until - FRESH_SECONDS < newer_than:
+            with self._lock:
+                if self._listing is None or self._until - FRESH_SECONDS < newer_than:
+                    self._list()
+                assert self._listing is not None
+                return self._listing
+        if time.monotonic() > self._until and self._lock.acquire(blocking=False):
+            self._pool.submit(self._list_behind)
+        return known
+
+    def bucket(self) -> Bucket:
+        """The bucket, as the connection was when it was last made, `FRESH_SECONDS` ago at most."""
+        made = self._bucket
+        if made is None or time.monotonic() - made[1] > FRESH_SECONDS:
+            bucket = self._make_bucket()
+            bucket.patience = 3.0  # somebody waits
+            made = self._bucket = bucket, time.monotonic()
+        return made[0]
+
+    def entries(self, found: Sequence[Listed]) -> list[Entry]:
+        """What the manifests say, in order; one that can't be read says so."""
+        missing = [one for one in found if (one.key, one.etag) not in self._entries]
+        if missing:
+            bucket = self.bucket()
+            for one, entry in zip(missing, self._pool.map(lambda one: _entry(bucket, one), missing), strict=True):
+                if entry is not None:
+                    self._entries[one.key, one.etag] = entry
+        while len(self._entries) > _CACHED:
+            self._entries.popitem(last=False)
+        return [self._entries.get((one.key, one.etag)) or _unread(one, _PASSING) for one in found]
+
+    def _list_behind(self) -> None:
+        try:
+            self._list()
+        except Exception as exc:
+            self.problem = exc.failed if isinstance(exc, ExportError) else type(exc).__name__
+            log.warning("The exports could not be listed: the page shows those of before. %s", self.problem)
+        finally:
+            self._lock.release()
+
+    def _list(self) -> None:
+        self._until = time.monotonic() + FRESH_SECONDS
+        bucket, found, seen = self.bucket(), [], 0
+        page: dict[str, Any] = {}
+        while True:
+            answer = bucket.request("list_objects_v2", "", "listing", **page)
+            for item in answer.get("Contents", []):
+                seen += 1
+                if one := listed(item, bucket.name):
+                    found.append(one)
+            more = bool(answer.get("IsTruncated"))
+            if not more or seen >= MOST_OBJECTS:
+                break
+            page = {"ContinuationToken": answer["NextContinuationToken"]}
+        self._listing, self.problem = Listing(datetime.now(UTC), by_series(found), more), None
+
+
+_PASSING = "The store did not give it. Reload the page."
+
+
+def read(bucket: Bucket, key: str, etag: str | None = None) -> Manifest:
+    """Read a manifest of at most `MOST_BYTES`.
+
+    :param key: of the manifest.
+    :param etag: without quotes, which it must have.
+    :raises ManifestError: by name, if it can't be used; `ObjectChanged` if it is another.
+    :raises StoreError: if the store failed.
+    """
+    try:
+        with bucket.open(key, etag, f"bytes=0-{MOST_BYTES}") as body:
+            text = body.read(MOST_BYTES + 1)
+    except StoreError as exc:
+        if exc.code in GONE and etag is None:
+            raise ManifestMissing(
+                f"There is no manifest at {bucket.url(key)}: the export was never published, or it was removed.",
+                "Open the page without a link to see what there is.",
+            ) from exc
+        if exc.code in (*REFUSED, *GONE):
+            raise ObjectChanged(f"{bucket.url(key)} was replaced or removed.", "Reload the page.") from exc
+        raise
+    except (BotoCoreError, HTTPError) as exc:
+        name = type(exc).__name__
+        failed = f"The object store failed while reading {bucket.url(key)}: {name}."
+        raise StoreError(failed, "It may pass by itself: retry.", code=name, transient=True) from exc
+    if len(text) > MOST_BYTES:
+        raise ManifestInvalid(f"{bucket.url(key)} has more than {MOST_BYTES:,} bytes.", "It can't be an export's.")
+    return parse(text, bucket.name, bucket.url(key))
+
+
+def _entry(bucket: Bucket, one: Listed) -> Entry | None:
+    """What a manifest says; None if the store failed in a way that may pass."""
+    try:
+        if not 0 < one.size <= MOST_BYTES:
+            raise ManifestInvalid(f"The manifest {one.url} has {one.size:,} bytes, which none of an export has.", "")
+        return _describe(read(bucket, one.key, one.etag), one)
+    except (ArithmeticError, ValueError) as exc:
+        return _unread(one, f"The manifest {one.url} says what can't be: {type(exc).__name__}.")
+    except (ManifestError, StoreError) as exc:
+        if exc.transient or isinstance(exc, ObjectChanged):
+            return None
+        return _unread(one, exc.failed)
+
+
+def _describe(manifest: Manifest, one: Listed) -> Entry:
+    if max(manifest.rows, manifest.bytes) > _MOST:
+        raise ValueError
+    return Entry(
+        url=one.url,
+        etag=one.etag,
+        file=PurePosixPath(manifest.files[0].key).name,
+        at=manifest.finished_at,
+        day=one.day,
+        rows=manifest.rows,
+        bytes=manifest.bytes,
+        seconds=max((manifest.finished_at - manifest.started_at).total_seconds(), 0.0),
+        verified=manifest.rows_verified,
+        daily=manifest.window is not None,
+        files=len(manifest.files),
+        dag=named(manifest.run, "dag"),
+        task=named(manifest.run, "task"),
+        run=named(manifest.run, "run"),
+    )
+
+
+def _unread(one: Listed, problem: str) -> Entry:
+    return Entry(one.url, one.etag, PurePosixPath(one.key).name, one.modified, one.day, problem)

@@ -1,0 +1,106 @@
+"""What is usual in a series of exports, and which of them are not."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, time, timedelta
+from statistics import median
+
+from exports_page.catalogue import Entry
+
+#: Exports that the charts show, and that were looked at besides to know what is usual before them.
+SHOWN, BEFORE = 60, 14
+
+_SAME_WEEKDAYS = 6  # whose rows a daily window is compared with
+_FEWEST = 3  # exports, without which nothing is usual
+_ROWS_OFF = 0.4
+_TIME_FACTOR, _TIME_SECONDS = 2.0, 10.0
+_GAP_FACTOR = 1.5
+_MOST_MISSING = 60  # nights of one gap that are shown
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """An export in the charts.
+
+    :param at: where it is on the time axis: the date in its key, or else when it was published.
+    :param usual_rows: median of those it is compared with; None if there are too few.
+    :param unusual: what is, in sentences.
+    """
+
+    entry: Entry
+    at: datetime
+    usual_rows: float | None
+    unusual: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The exports of the charts, the oldest first.
+
+    :param missing: when there should have been one, and is none.
+    """
+
+    points: tuple[Point, ...]
+    missing: tuple[datetime, ...]
+
+
+def history(entries: Sequence[Entry]) -> History:
+    """What the charts show.
+
+    :param entries: of one series, the newest first.
+    """
+    # A date has one export here, its newest: of a run by hand there can be several.
+    ordered = list({_at(entry): entry for entry in reversed(entries) if entry.problem is None}.items())
+    ordered.sort()
+    gaps = [(later[0] - earlier[0]).total_seconds() for earlier, later in itertools.pairwise(ordered)]
+    usual_gap = median(gaps) if len(gaps) >= _FEWEST else None
+    points, missing = [], []
+    for index, (at, entry) in enumerate(ordered):
+        nights = _missing(ordered[index - 1][0], at, usual_gap) if index else []
+        usual = _usual_rows(entry, at, ordered[:index])
+        before = [one.seconds for _, one in ordered[max(index - BEFORE, 0) : index] if one.seconds is not None]
+        points.append(Point(entry, at, usual, tuple(_unusual(entry, usual, before, len(nights)))))
+        if len(ordered) - index <= SHOWN:
+            missing += nights
+    shown = tuple(points[-SHOWN:])
+    return History(shown, tuple(night for night in missing if night > shown[0].at) if shown else ())
+
+
+def _at(entry: Entry) -> datetime:
+    return datetime.combine(entry.day, time(), UTC) if entry.day else entry.at
+
+
+def _usual_rows(entry: Entry, at: datetime, before: Sequence[tuple[datetime, Entry]]) -> float | None:
+    """Of a daily window, the median of the same weekdays: fewer orders on Sundays are usual."""
+    if entry.daily:
+        compared = [one.rows for when, one in before if when.weekday() == at.weekday()][-_SAME_WEEKDAYS:]
+    else:
+        compared = [one.rows for _, one in before][-BEFORE:]
+    rows = [count for count in compared if count is not None]
+    return median(rows) if len(rows) >= _FEWEST else None
+
+
+def _missing(earlier: datetime, later: datetime, usual: float | None) -> list[datetime]:
+    gap = (later - earlier).total_seconds()
+    if not usual or gap <= _GAP_FACTOR * usual:
+        return []
+    number = min(max(round(gap / usual) - 1, 1), _MOST_MISSING)
+    return [earlier + timedelta(seconds=gap * (one + 1) / (number + 1)) for one in range(number)]
+
+
+def _unusual(entry: Entry, usual: float | None, seconds: Sequence[float], nights: int) -> Iterator[str]:
+    rows = entry.rows or 0
+    if rows == 0:
+        yield "It has no rows."
+    elif usual and abs(rows / usual - 1) > _ROWS_OFF:
+        change = f"{abs(rows / usual - 1):.0%} {'more' if rows > usual else 'fewer'}"
+        yield f"{rows:,} rows are {change} than usual ({usual:,.0f})."
+    if len(seconds) >= _FEWEST and entry.seconds is not None:
+        normal = median(seconds)
+        if entry.seconds > max(_TIME_FACTOR * normal, normal + _TIME_SECONDS):
+            yield f"It took {entry.seconds:,.0f} s, where {normal:,.1f} s are usual."
+    if nights:
+        yield f"{nights} export{' is' if nights == 1 else 's are'} missing before it."

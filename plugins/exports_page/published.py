@@ -1,0 +1,199 @@
+"""A published file: given as it is in the store, if it still is what its manifest describes."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from botocore.exceptions import BotoCoreError
+from urllib3.exceptions import HTTPError
+
+from exports_page.live import headers
+from streaming_export import Bucket, ExportCancelled, ObjectChanged, StoreError
+from streaming_export.manifest_reader import File, Manifest
+from streaming_export.s3.codes import GONE, REFUSED
+
+_CHUNK_BYTES = 512 * 1024
+
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+_TYPES = {None: "text/csv; charset=utf-8", "gzip": "application/gzip", "zstd": "application/zstd"}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Which bytes of an object are asked for.
+
+    :param first: the first of them.
+    :param last: the last of them.
+    :param whole: whether that is the object.
+    """
+
+    first: int
+    last: int
+    whole: bool
+
+
+class OutOfRange(ValueError):
+    """No byte of the object is in the range (status 416)."""
+
+
+def part_of(file: File, asked: str | None, if_range: str | None) -> Part:
+    """The range that a request asks for; the whole file, unless it asks for one range of this very file.
+
+    :param asked: the header ``Range``.
+    :param if_range: the header ``If-Range``: what the browser has is of the file with this ETag.
+    :raises OutOfRange: if there is no such byte.
+    """
+    whole = Part(0, file.bytes - 1, True)
+    found = _RANGE.fullmatch((asked or "").strip())
+    if found is None or found.groups() == ("", "") or (if_range and if_range != etag(file)):
+        return whole
+    begin, end = found.groups()
+    first = int(begin) if begin else max(file.bytes - int(end), 0)
+    last = min(int(end), file.bytes - 1) if begin and end else file.bytes - 1
+    if begin and end and int(end) < first:
+        return whole  # RFC 9110, 14.1.1: such a range is invalid, and ignored
+    if first >= file.bytes or (not begin and int(end) == 0):
+        raise OutOfRange
+    return Part(first, last, False)
+
+
+def etag(file: File) -> str:
+    """What tells the file from any other, as HTTP writes it."""
+    return f'"{file.sha256}"'
+
+
+class PublishedFile:
+    """The bytes of a file; see `download.Reading`. A whole file ends only if its SHA-256 is the manifest's.
+
+    :param part: which of its bytes.
+    """
+
+    def __init__(self, bucket: Bucket, manifest: Manifest, file: File, part: Part) -> None:
+        self._bucket, self._manifest, self._file, self._part = bucket, manifest, file, part
+        self._sha256 = hashlib.sha256()
+        self._left = part.last - part.first + 1
+        self._body: Any = None
+        self._next = b""
+        self._cancelled = threading.Event()
+
+    def open(self) -> tuple[int, dict[str, str]]:
+        """Open the object with the ETag of the manifest.
+
+        :raises ObjectChanged: if it is another.
+        """
+        part, file = self._part, self._file
+        found = self._bucket.head(file.key)
+        if found is None:
+            raise self._replaced("it was removed")
+        if (found.size, found.etag) != (file.bytes, file.etag):
+            raise self._replaced("another export has replaced it")
+        try:
+            self._body = self._bucket.open(
+                file.key, file.etag, None if part.whole else f"bytes={part.first}-{part.last}"
+            )
+        except StoreError as exc:
+            if exc.code in (*REFUSED, *GONE):
+                raise self._replaced("another export has replaced it") from exc
+            raise
+        self._next = self._take()
+        return (200 if part.whole else 206), self.headers()
+
+    def headers(self) -> dict[str, str]:
+        """What the answer says."""
+        part, file = self._part, self._file
+        named = headers(PurePosixPath(file.key).name, _TYPES[self._manifest.compression])
+        span = {} if part.whole else {"Content-Range": f"bytes {part.first}-{part.last}/{file.bytes}"}
+        return (
+            named
+            | span
+            | {
+                "Content-Length": str(part.last - part.first + 1),
+                "Content-Encoding": "identity",  # Airflow's gzip would drop the length
+                "Accept-Ranges": "bytes",
+                "ETag": etag(file),
+            }
+        )
+
+    def read(self) -> bytes:
+        """The next bytes. The last ones wait until all are known to be right."""
+        chunk, self._next = self._next, self._take()
+        if not self._next and self._part.whole and chunk and self._sha256.hexdigest() != self._file.sha256:
+            raise self._replaced("its SHA-256 differs")
+        return chunk
+
+    def cancel(self) -> None:
+        """End with the next chunk."""
+        self._cancelled.set()
+
+    def close(self) -> None:
+        """Close the connection to the store."""
+        if self._body is not None:
+            with suppress(BotoCoreError, HTTPError, OSError):
+                self._body.close()
+
+    def _take(self) -> bytes:
+        if self._cancelled.is_set():
+            raise ExportCancelled("The download was cancelled.")
+        if not self._left:
+            return b""
+        try:
+            chunk: bytes = self._body.read(min(_CHUNK_BYTES, self._left))
+        except (BotoCoreError, HTTPError, OSError) as exc:
+            raise self._broken(type(exc).__name__) from exc
+        if not chunk:
+            raise self._broken("it ended early")
+        self._left -= len(chunk)
+        self._sha256.update(chunk)
+        return chunk
+
+    def _broken(self, why: str) -> StoreError:
+        failed = f"The object store failed while reading {self._bucket.url(self._file.key)}: {why}."
+        return StoreError(failed, "It may pass by itself: retry.", code=why, transient=True)
+
+    def _replaced(self, why: str) -> ObjectChanged:
+        return ObjectChanged(
+            f"{self._bucket.url(self._file.key)} is not the object that its manifest describes: {why}.",
+            "Reload the page: it shows what is there now. If it says the same again, export again.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What was found out about the files of an export.
+
+    :param files: that were hashed.
+    :param bytes: of them.
+    :param seconds: it took.
+    """
+
+    files: int
+    bytes: int
+    seconds: float
+
+
+def verify(bucket: Bucket, manifest: Manifest, stop: threading.Event) -> Verified:
+    """Hash every file of an export, and compare with its manifest.
+
+    :param stop: ends it when it is set.
+    :raises ObjectChanged: if a file is another, or damaged.
+    :raises StoreError: if the store failed.
+    :raises ExportCancelled: if it was stopped.
+    """
+    begun = time.monotonic()
+    for file in manifest.files:
+        reading = PublishedFile(bucket, manifest, file, Part(0, file.bytes - 1, True))
+        try:
+            reading.open()
+            while reading.read():
+                if stop.is_set():
+                    reading.cancel()
+        finally:
+            reading.close()
+    return Verified(len(manifest.files), manifest.bytes, time.monotonic() - begun)

@@ -1,0 +1,77 @@
+"""Which exports belong together: the key with its dates starred is the name of a series."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date, datetime
+
+_SUFFIX = ".manifest.json"
+
+# A date as in 2026-11-24 or 20261124. What follows a time is the rest of a run's id, and no name of its own.
+_DATE = re.compile(r"(?<!\d)(\d{4})-?([01]\d)-?([0-3]\d)(?!\d)(?:T\d\d[^/]*)?")
+
+# Runs by hand write to a folder each (orders/places.py); whatever their ids are, they are one series.
+_BY_HAND = re.compile(r"(?<=/manual/)[^/]+(?=/)")
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A manifest as the bucket lists it.
+
+    :param key: of the manifest.
+    :param url: of the manifest.
+    :param etag: without quotes.
+    :param size: in bytes.
+    :param modified: when it was written.
+    :param series: of its export.
+    :param day: the last date in its key, if there is one.
+    """
+
+    key: str
+    url: str
+    etag: str
+    size: int
+    modified: datetime
+    series: str
+    day: date | None
+
+
+def listed(item: dict[str, object], bucket: str) -> Listed | None:
+    """What a bucket lists under ``Contents``; None if it is no manifest.
+
+    :param bucket: its name.
+    """
+    key, modified = str(item["Key"]), item["LastModified"]
+    assert isinstance(modified, datetime)
+    if not key.endswith(_SUFFIX):
+        return None
+    etag = str(item.get("ETag", "")).strip('"')
+    return Listed(key, f"s3://{bucket}/{key}", etag, int(str(item["Size"])), modified, series_of(key), day_of(key))
+
+
+def series_of(key: str) -> str:
+    """The series of an export, by the key of its file or of its manifest."""
+    return _DATE.sub("*", _BY_HAND.sub("*", key.removesuffix(_SUFFIX)))
+
+
+def day_of(key: str) -> date | None:
+    """The last date in a key."""
+    for year, month, day in reversed(_DATE.findall(key)):
+        try:
+            return date(int(year), int(month), int(day))
+        except ValueError:
+            continue
+    return None
+
+
+def by_series(found: Iterable[Listed]) -> dict[str, tuple[Listed, ...]]:
+    """The manifests of each series, the newest first: by the date in the key, then by when they were written."""
+    groups: dict[str, list[Listed]] = {}
+    for one in found:
+        groups.setdefault(one.series, []).append(one)
+    return {
+        name: tuple(sorted(group, key=lambda one: (one.day or one.modified.date(), one.modified), reverse=True))
+        for name, group in groups.items()
+    }

@@ -1,0 +1,78 @@
+// Three bar charts on one time axis. Missing nights stay visible, unusual ones are marked.
+
+import { compact, day, duration, h, number, size } from "./dom.js";
+
+const LEFT = 62, RIGHT = 14, TOP = 16, HEIGHT = 84, AXIS = 22;
+const CHARTS = [
+  ["Rows", "rows", compact, number],
+  ["Size", "bytes", size, size],
+  ["Time", "seconds", duration, duration],
+];
+
+/** The figures for the points of a history; `width` in pixels, `open` is called with the URL of a bar's export. */
+export function charts(points, missing, width, open) {
+  const times = [...points.map((point) => +new Date(point.at)), ...missing.map((at) => +new Date(at))];
+  const [first, last] = [Math.min(...times), Math.max(...times)];
+  const gaps = [...times].sort((a, b) => a - b).map((time, i, all) => time - all[i - 1]).filter((gap) => gap > 0);
+  const step = gaps.length ? gaps.sort((a, b) => a - b)[Math.floor(gaps.length / 2)] : 86400000;
+  const slots = Math.max((last - first) / step + 1, 8);
+  const slot = (width - LEFT - RIGHT) / slots;
+  const x = (at) => LEFT + ((+new Date(at) - first) / step) * slot;
+  const bar = Math.max(Math.min(slot * 0.72, 28), 1.5);
+  return CHARTS.map(([title, name, short, long], index) => {
+    const axis = index === CHARTS.length - 1;
+    const top = nice(Math.max(...points.map((point) => point[name]), 1e-9), name);
+    const y = (value) => TOP + HEIGHT * (1 - value / top);
+    const odd = points.filter((point) => point.unusual.length).length;
+    const summary = `${title} of ${points.length} exports from ${day(first)} to ${day(last)}, at most ` +
+      `${long(Math.max(...points.map((point) => point[name])))}; ${odd} unusual, ${missing.length} missing. ` +
+      "The table below has the same figures.";
+    const svg = h("svg", { width, height: TOP + HEIGHT + (axis ? AXIS : 6), role: "img", "aria-label": summary });
+    for (const share of [0, 0.5, 1])
+      svg.append(
+        h("line", { class: share ? "grid" : "base", x1: LEFT, x2: width - RIGHT, y1: y(top * share), y2: y(top * share) }),
+        h("text", { class: "tick", x: LEFT - 8, y: y(top * share) + 4, "text-anchor": "end" },
+          share ? short(top * share) : "0"));
+    for (const at of missing)
+      svg.append(h("rect", { class: "missing", x: x(at) + (slot - bar) / 2, y: TOP, width: bar, height: HEIGHT },
+        h("title", {}, `${day(at)}: no export`)));
+    for (const point of points) svg.append(...column(point, name, long));
+    if (axis) svg.append(...ticks());
+    return h("figure", {}, h("figcaption", {}, title), svg);
+
+    function column(point, name, long) {
+      const unusual = point.unusual.length > 0;
+      const left = x(point.at) + (slot - bar) / 2;
+      const height = Math.max(HEIGHT * (point[name] / top), 1.5);
+      const words = `${day(point.at)}: ${long(point[name])}${point.unusual.map((words) => `\n▲ ${words}`).join("")}`;
+      return [
+        h("rect", { class: unusual ? "bar unusual" : "bar", x: left, y: TOP + HEIGHT - height, width: bar, height,
+          rx: Math.min(bar / 4, 2) }),
+        unusual && h("text", { class: "mark", x: left + bar / 2, y: Math.max(TOP + HEIGHT - height - 4, 10),
+          "text-anchor": "middle" }, "▲"),
+        h("rect", { class: "touch", x: left - (slot - bar) / 2, y: TOP, width: slot, height: HEIGHT,
+          onclick: () => open(point.url) }, h("title", {}, words)),
+      ].filter(Boolean);
+    }
+
+    function ticks() {
+      const every = Math.max(Math.ceil(78 / slot), 1);
+      const found = [];
+      for (let index = 0; index * step <= last - first; index += every) {
+        const at = first + index * step;
+        const text = step < 86400000 / 2 ? new Date(at).toISOString().slice(5, 16).replace("T", " ")
+          : new Date(at).toLocaleDateString("en", { day: "numeric", month: "short", timeZone: "UTC" });
+        const middle = Math.min(Math.max(x(at) + slot / 2, LEFT + 16), width - RIGHT - 18);
+        found.push(h("text", { class: "tick", x: middle, y: TOP + HEIGHT + 16, "text-anchor": "middle" }, text));
+      }
+      return found;
+    }
+  });
+}
+
+/** The end of an axis: 1, 2, 4, 5 or 8 times a power of ten (of a minute's parts, for times over one). */
+function nice(most, name) {
+  const unit = name === "seconds" && most > 90 ? 60 : 1;
+  const power = 10 ** Math.floor(Math.log10(most / unit));
+  return unit * power * [1, 2, 4, 5, 8, 10].find((times) => times * power * 1.0001 >= most / unit);
+}

@@ -1,0 +1,60 @@
+"""An Airflow with the page, and a month of exports in its bucket."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from demo import services
+from tests.exports_page.server import Airflow, publish_days, save_dags, serving
+
+ROWS = 30_000
+DAYS = 30
+
+
+@pytest.fixture(scope="session")
+def shop(database: str, airflow_home: Path, client: Any) -> Iterator[str]:
+    """A table of orders for the whole session, in a schema that the role of the exporter sees; yields the bucket."""
+    bucket = f"exports-{uuid.uuid4().hex[:12]}"
+    client.create_bucket(Bucket=bucket)
+    os.environ["AIRFLOW_VAR_ORDERS_EXPORT_BUCKET"] = bucket
+    yield bucket
+    os.environ["AIRFLOW_VAR_ORDERS_EXPORT_BUCKET"] = services.BUCKET
+
+
+@pytest.fixture
+def table(database: str, shop: str) -> int:
+    """The table `orders` of the database; returns the number of its rows."""
+    rows = services.load_orders(database, ROWS)
+    services.make_exporter(database)
+    return rows
+
+
+@pytest.fixture(scope="session", autouse=True)
+def table_gone(engine: sa.Engine) -> Iterator[None]:
+    """The table is gone for the tests after these."""
+    yield
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE IF EXISTS public.orders")
+
+
+@pytest.fixture(scope="session")
+def keys(database: str, engine: sa.Engine, exporter: sa.Engine, client: Any, shop: str) -> list[str]:
+    """Keys of the files of a month of exports, the oldest first."""
+    services.load_orders(database, ROWS)
+    services.make_exporter(database)
+    return publish_days(client, exporter, shop, DAYS)
+
+
+@pytest.fixture(scope="session")
+def airflow(airflow_home: Path, airflow_database: None, keys: list[str]) -> Iterator[Airflow]:
+    """Airflow's app."""
+    save_dags()
+    with serving(airflow_home) as running:
+        yield running

