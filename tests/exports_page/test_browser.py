@@ -110,10 +110,10 @@ def test_the_operators_link_leads_to_the_entry(window: Open, airflow: Airflow, s
     """The path that the operator gives opens the page with that export's details, wherever in the table it is."""
     from types import SimpleNamespace
 
-    from postgres_to_s3.operator import _link
+    from postgres_to_s3.summary import link
 
     with window("viewer") as page:
-        page.goto(f"{airflow.url}/{_link(SimpleNamespace(manifest_url=f's3://{shop}/{keys[2]}.manifest.json'))}")
+        page.goto(f"{airflow.url}/{link(SimpleNamespace(manifest_url=f's3://{shop}/{keys[2]}.manifest.json'))}")
         page.wait_for_selector("pre")
         assert keys[2].rsplit("/", 1)[1] in page.locator("button.file[aria-expanded=true]").inner_text()
 
