@@ -9,11 +9,17 @@ _TODAY = "{{ (dag_run.data_interval_end or dag_run.run_after) | ds_nodash }}"
 #: The nightly file of all orders.
 NIGHTLY_KEY = f"{PREFIX}/orders-{_TODAY}.csv"
 
+#: What the keys of all nightly files begin with, and of nothing else.
+NIGHTLY_PREFIX = f"{PREFIX}/orders-"
+
 #: What somebody has asked for in the trigger form; a run by hand never replaces a nightly file.
 SELECTION_KEY = PREFIX + "/manual/{{ run_id }}/orders-" + _TODAY + "{{ '-' ~ params.suffix if params.suffix }}.csv"
 
 #: The file of the orders of one day; needs the macro `day_of`.
 DAILY_KEY = PREFIX + "/daily/dt={{ day_of(dag_run).start | ds }}/orders-{{ day_of(dag_run).start | ds_nodash }}.csv"
+
+#: What the keys of the files of all days begin with, and of nothing else.
+DAILY_PREFIX = f"{PREFIX}/daily/"
 
 #: Totals of one day; needs the macro `day_of`.
 BY_STATUS_KEY = PREFIX + "/by-status/orders-by-status-{{ day_of(dag_run).start | ds_nodash }}.csv"

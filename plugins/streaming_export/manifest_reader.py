@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class Manifest:
     :param taken_at: when the snapshot was taken.
     :param compression: None, "gzip" or "zstd".
     :param run: what ran the export.
+    :param etag: of the manifest's own object, without quotes; None if it was not read from a store.
     """
 
     url: str
@@ -69,6 +70,7 @@ class Manifest:
     taken_at: datetime
     compression: str | None
     run: Mapping[str, str | int | None]
+    etag: str | None = None
 
 
 def read(bucket: Bucket, url: str) -> Manifest:
@@ -84,7 +86,7 @@ def read(bucket: Bucket, url: str) -> Manifest:
             f"There is no manifest at {url}: its export was not published, or the bucket's lifecycle removed it.",
             "Export again.",
         )
-    return parse(found[0], bucket.name, url)
+    return replace(parse(found[0], bucket.name, url), etag=found[1])
 
 
 def parse(body: bytes, bucket: str, url: str) -> Manifest:
