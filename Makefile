@@ -1,5 +1,7 @@
 PYTHON ?= python3
 ORDERS ?= 200000
+WORKERS ?= 2
+DAYS ?= 60
 ARGS ?=
 IN_VENV = .venv/bin/python
 
@@ -13,6 +15,9 @@ demo: .venv/demo.stamp  ## export a table of orders to S3 through Airflow, here 
 
 ui: .venv/demo.stamp  ## the same services with Airflow's web interface, until Ctrl-C
 	@$(IN_VENV) -m demo.ui --orders '$(ORDERS)'
+
+scale: .venv/scale.stamp  ## a backfill on Celery workers, one of them killed; WORKERS=4 DAYS=365 for more
+	@$(IN_VENV) -m demo.scale --workers '$(WORKERS)' --days '$(DAYS)'
 
 test: .venv/test.stamp  ## all tests; ARGS='-k multipart' for some
 	$(IN_VENV) -m pytest $(ARGS)
@@ -37,6 +42,10 @@ clean:  ## remove all that was made here: the environment, the demo's data, cach
 	@$(PYTHON) demo/install.py requirements.txt demo/requirements.txt
 	@touch $@
 
+.venv/scale.stamp: .venv/demo.stamp demo/scale-requirements.txt
+	@$(PYTHON) demo/install.py requirements.txt demo/requirements.txt demo/scale-requirements.txt
+	@touch $@
+
 .venv/test.stamp: .venv/demo.stamp tests/requirements.txt
 	@$(PYTHON) demo/install.py requirements.txt demo/requirements.txt tests/requirements.txt
 	@touch $@
@@ -50,4 +59,4 @@ clean:  ## remove all that was made here: the environment, the demo's data, cach
 SUPPORTED_PYTHON = $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	{ echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13. Choose one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 
-.PHONY: help demo ui test soak bench lint clean
+.PHONY: help demo ui scale test soak bench lint clean
