@@ -3,6 +3,7 @@ ORDERS ?= 200000
 WORKERS ?= 2
 DAYS ?= 60
 ARGS ?=
+SCALE_REQUIREMENTS = requirements.txt requirements-celery.txt demo/requirements.txt demo/scale-requirements.txt
 IN_VENV = .venv/bin/python
 
 help:  ## this list
@@ -42,12 +43,12 @@ clean:  ## remove all that was made here: the environment, the demo's data, cach
 	@$(PYTHON) demo/install.py requirements.txt demo/requirements.txt
 	@touch $@
 
-.venv/scale.stamp: .venv/demo.stamp demo/scale-requirements.txt
-	@$(PYTHON) demo/install.py requirements.txt demo/requirements.txt demo/scale-requirements.txt
+.venv/scale.stamp: .venv/demo.stamp requirements-celery.txt demo/scale-requirements.txt
+	@$(PYTHON) demo/install.py $(SCALE_REQUIREMENTS)
 	@touch $@
 
-.venv/test.stamp: .venv/demo.stamp tests/requirements.txt
-	@$(PYTHON) demo/install.py requirements.txt demo/requirements.txt tests/requirements.txt
+.venv/test.stamp: .venv/scale.stamp tests/requirements.txt
+	@$(PYTHON) demo/install.py $(SCALE_REQUIREMENTS) tests/requirements.txt
 	@touch $@
 
 .bench/peers.stamp: benchmarks/requirements.txt constraints.txt

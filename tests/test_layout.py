@@ -68,7 +68,7 @@ def test_imports_go_downwards() -> None:
 
 
 REQUIREMENTS = ["requirements.txt", "demo/requirements.txt", "tests/requirements.txt", "benchmarks/requirements.txt"]
-REQUIREMENTS += ["demo/scale-requirements.txt"]
+REQUIREMENTS += ["requirements-celery.txt", "demo/scale-requirements.txt"]
 
 
 def lines_of(path: str) -> Iterator[tuple[str, str]]:
