@@ -3,6 +3,7 @@
 ExportError                    base of everything that this project raises on purpose
 ├── InvalidArgument            an argument was refused before any row was read (also a ValueError)
 ├── DatabaseError              Postgres refused a statement, failed, or is out of reach
+├── SnapshotGone               the snapshot that was to be read on is no longer held
 ├── TransactionsRunning        transactions that began before the window's end do not end
 ├── EmptyResult                the query returned no rows and on_empty is "fail"
 ├── StoreError                 the object store refused a request, failed, or is out of reach
@@ -78,6 +79,10 @@ class DatabaseError(ExportError):
     def __init__(self, failed: str, remedy: str, *, sqlstate: str | None = None, transient: bool = False) -> None:
         super().__init__(failed, remedy, transient=transient)
         self.sqlstate = sqlstate
+
+
+class SnapshotGone(ExportError):
+    """The snapshot that was to be read on is no longer held: a new one has to be taken, and everything read anew."""
 
 
 class TransactionsRunning(ExportError):

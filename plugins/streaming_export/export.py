@@ -18,6 +18,7 @@ from streaming_export.cancellation import Cancellation, Stopped
 from streaming_export.errors import DatabaseError, EmptyResult, ExportCancelled, ExportError, InvalidArgument
 from streaming_export.options import Options
 from streaming_export.postgres.query import Source
+from streaming_export.postgres.reader import EVERYTHING, KeyRange
 from streaming_export.postgres.stream import CsvStream, open_csv
 from streaming_export.postgres.transactions import Wait, wait_for_older
 from streaming_export.s3.bucket import MAX_KEY_BYTES, Bucket, check_key
@@ -44,7 +45,7 @@ class ExportResult:
     :param etag: of the file, as the store gives it; None for several files.
     :param parts: number of parts that were uploaded.
     :param files: all files, in order.
-    :param manifest_url: where the manifest is.
+    :param manifest_url: where the manifest is; None for a piece.
     :param snapshot_taken_at: when the snapshot that was read was taken, in ISO 8601.
     :param seconds: from the call to the published manifest.
     """
@@ -99,6 +100,9 @@ class Export:
     :param run: what runs the export, by name; for the manifest.
     :param application_name: what ``pg_stat_activity`` shows.
     :param options: how to export.
+    :param snapshot: id of a snapshot that another transaction holds: the export reads on it, and is a piece of a larger
+        one; its files get no manifest of their own (see `streaming_export.pieces`).
+    :param key_range: of a piece: reads only keys after the first and up to the second, as text; None for no bound.
     :raises InvalidArgument: if an argument is not allowed.
     """
 
@@ -116,7 +120,10 @@ class Export:
         run: Mapping[str, str | int | None] | None = None,
         application_name: str = "streaming_export",
         options: Options | None = None,
+        snapshot: str | None = None,
+        key_range: KeyRange = EVERYTHING,
     ) -> None:
+        self._is_piece = snapshot is not None
         self._options = options or Options()
         _check(engine, key, application_name, window, self._options)
         self._layout(b"").key(key, 1)  # refuses a name that says something else
@@ -139,6 +146,8 @@ class Export:
             mask_key=mask_key,
             application_name=application_name,
             stop=self._stop,
+            snapshot=snapshot,
+            key_range=key_range,
         )
 
     def run(self) -> ExportResult:
@@ -148,6 +157,7 @@ class Export:
 
         :raises InvalidArgument: if Postgres or the store shows that an argument is not allowed; nothing was read.
         :raises DatabaseError: if Postgres refused the query or failed.
+        :raises SnapshotGone: if nobody holds the snapshot of a piece any more.
         :raises TransactionsRunning: if transactions that began before the window's end do not end.
         :raises EmptyResult: if there are no rows and `on_empty` is "fail".
         :raises StoreError: if the object store refused the object or failed.
@@ -185,7 +195,7 @@ class Export:
                     written = self._transfer(csv, files)
             with self._failures(files):
                 exported = files.complete() if written else []
-        if exported:
+        if exported and not self._is_piece:
             document = self._manifest(export_id, csv, exported, waited, started_at)
             with self._failures(files):
                 self._publish_manifest(document, before, export_id, exported)
@@ -319,7 +329,7 @@ class Export:
             etag=only.etag if only else None,
             parts=sum(file.parts for file in files),
             files=tuple(files),
-            manifest_url=self._bucket.url(manifest.manifest_key(self._key)) if files else None,
+            manifest_url=self._bucket.url(manifest.manifest_key(self._key)) if files and not self._is_piece else None,
             snapshot_taken_at=csv.snapshot.info.taken_at.isoformat(),
             seconds=round(seconds, 3),
         )
