@@ -21,12 +21,12 @@ scale: .venv/scale.stamp  ## a backfill on Celery workers, one of them killed; W
 	@$(IN_VENV) -m demo.scale --workers '$(WORKERS)' --days '$(DAYS)'
 
 test: .venv/test.stamp  ## all tests; ARGS='-k multipart' for some
-	$(IN_VENV) -m pytest $(ARGS)
+	$(IN_VENV) -m pytest -n 2 --dist loadfile $(ARGS)
 
 soak: .venv/test.stamp  ## 20 minutes of random faults; SECONDS=120 for less, SEED=42 to repeat, STEP=7 for one of them
 	@PYTHONPATH=plugins $(IN_VENV) -m tests.faults.soak $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(STEP),--step $(STEP))
 
-bench: .venv/demo.stamp .bench/peers.stamp  ## measure the export against its peers, half an hour; ROWS=200000 for a minute
+bench: .venv/demo.stamp .bench/peers.stamp  ## measure the export against its peers, 40 minutes; ROWS=200000 for two, ARGS='--only ours --data wide'
 	@PYTHONPATH=plugins $(IN_VENV) -m benchmarks $(if $(ROWS),--rows $(ROWS)) $(if $(ENDPOINT),--endpoint $(ENDPOINT)) $(ARGS)
 
 lint: .venv/test.stamp  ## style and types

@@ -4,7 +4,6 @@ python -m benchmarks.chart RESULTS.json results.png
 """
 
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,18 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-# Best first; the labels are shorter than those of the tables.
+from benchmarks.figures import MB, growth, median
+
+# The labels are shorter than those of the tables.
 LABELS = {
     "ours": "PostgresToS3Operator",
     "ours-rows": 'PostgresToS3Operator\nmethod="rows"',
     "psql-aws": "psql | aws s3 cp -",
     "duckdb": "DuckDB",
+    "duckdb-limit": "DuckDB in 64 MB",
+    "rivet-fast": "Rivet, fast profile",
+    "rivet": "Rivet",
+    "sling": "Sling",
     "sqltos3-polars": "SqlToS3Operator\npolars",
     "sqltos3-pandas": "SqlToS3Operator\npandas",
 }
@@ -29,18 +34,18 @@ OURS, OTHERS, TEXT, QUIET = "#0b6e4f", "#b8c0c8", "#22282e", "#6b747d"
 
 def main(source: Path, target: Path) -> None:
     results = json.loads(source.read_text())
-    size = max(results["sizes"], key=int)
-    runs = {name: found for name, found in results["sizes"][size]["runs"].items() if name in LABELS and found}
-    speed = {name: int(size) / _median(found, "seconds") for name, found in runs.items()}
-    memory = {name: _growth(results, name, found) for name, found in runs.items()}
+    found = max((one for one in results["sets"] if one["name"] == "orders"), key=lambda one: one["rows"])
+    runs = {name: runs for name, runs in found["runs"].items() if name in LABELS and runs}
+    speed = {name: found["rows"] / median(each, "seconds") for name, each in runs.items()}
+    memory = {name: growth(results, name, each) for name, each in runs.items()}
     order = sorted(speed, key=lambda name: speed[name])
     plt.rcParams.update({"font.size": 11, "text.color": TEXT, "font.family": "DejaVu Sans"})
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 0.62 * len(order) + 1.7), sharey=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 0.55 * len(order) + 1.7), sharey=True)
     _bars(left, order, {name: speed[name] / 1e6 for name in order}, "million rows per second", _rate)
-    _bars(right, order, {name: memory[name] / 1e6 for name in order}, "MB of memory that it grows by", _megabytes)
+    _bars(right, order, {name: memory[name] / MB for name in order}, "MB of memory that it grows by", _megabytes)
     for text, name in zip(left.get_yticklabels(), order, strict=True):
         text.set_fontweight("bold" if name == "ours" else "normal")
-    figure.suptitle(f"{int(size):,} orders from PostgreSQL to S3", x=0.02, ha="left", fontsize=15, weight="bold")
+    figure.suptitle(f"{found['title']} from PostgreSQL to S3", x=0.02, ha="left", fontsize=15, weight="bold")
     figure.tight_layout(rect=(0, 0, 1, 0.99), w_pad=3)
     figure.savefig(target, dpi=120)
 
@@ -63,16 +68,6 @@ def _rate(value: float) -> str:
 
 def _megabytes(value: float) -> str:
     return f"{value:,.0f}"
-
-
-def _median(runs: list[dict[str, Any]], name: str) -> float:
-    return statistics.median(run[name] for run in runs)
-
-
-def _growth(results: dict[str, Any], name: str, runs: list[dict[str, Any]]) -> float:
-    grown = statistics.median(run["memory_peak"] - run["memory_before"] for run in runs)
-    starts = results["starts"].get(name)
-    return max(0.0, grown - _median(starts, "memory_peak")) if starts else grown
 
 
 if __name__ == "__main__":

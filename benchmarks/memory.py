@@ -3,18 +3,17 @@
 import statistics
 from collections.abc import Iterator
 
-import psycopg
-
 from benchmarks.contenders import Contender, ours
+from benchmarks.data import ORDERS, Data, create, drop
 from benchmarks.measure import run
 from benchmarks.setting import Setting
-from demo import services
 from demo.steps import alive, say
 
 ROWS = (1_000_000, 10_000_000)
 WIDTHS = (80, 1_000, 10_000, 100_000, 1_000_000)  # bytes of a row
 _TOTAL_BYTES = 400_000_000  # of the rows of one width
 _ROUNDS = 3
+_WIDE = Data("memory", "", "wide", ("id", "body"), None, lambda setting, rows: None)
 
 
 def by_rows(setting: Setting) -> Iterator[tuple[int, float]]:
@@ -22,9 +21,8 @@ def by_rows(setting: Setting) -> Iterator[tuple[int, float]]:
     for rows in ROWS:
         say(f"Memory: {rows:,} orders")
         with alive():
-            services.load_orders(setting.uri, rows)
-            services.make_exporter(setting.uri)
-        yield rows, _growth(setting, Contender("memory", "", "airflow_task", ours(), discards=True))
+            ORDERS.load(setting, rows)
+        yield rows, _growth(setting, ORDERS)
 
 
 def by_width(setting: Setting) -> Iterator[tuple[int, float]]:
@@ -32,22 +30,13 @@ def by_width(setting: Setting) -> Iterator[tuple[int, float]]:
     for width in WIDTHS:
         rows = _TOTAL_BYTES // width
         say(f"Memory: {rows:,} rows of {width:,} bytes")
-        with psycopg.connect(setting.uri, autocommit=True) as connection:
-            connection.execute("drop table if exists wide")
-            connection.execute("create table wide (id bigint primary key, body text not null)")
-            connection.execute(
-                "insert into wide select n, left(repeat(md5(n::text), %(body)s / 32 + 1), %(body)s)"
-                " from generate_series(1, %(rows)s) as n",
-                {"body": width - len(f"{rows},\n"), "rows": rows},
-            )
-            connection.execute(f"grant select on wide to {services.EXPORTER}")
-            connection.execute("vacuum analyze wide")
-        job = ours("select id, body from wide")
-        yield width, _growth(setting, Contender("memory", "", "airflow_task", job, discards=True))
-    with psycopg.connect(setting.uri, autocommit=True) as connection:
-        connection.execute("drop table wide")
+        body = f"left(repeat(md5(n::text), {width} / 32 + 1), {width - len(str(rows)) - 2})"
+        create(setting, "wide", f"select n as id, {body} as body from generate_series(1::bigint, {rows}) as n")
+        yield width, _growth(setting, _WIDE)
+    drop(setting, _WIDE)
 
 
-def _growth(setting: Setting, contender: Contender) -> float:
-    runs = [run(setting, contender, "") for _ in range(_ROUNDS)]
+def _growth(setting: Setting, data: Data) -> float:
+    contender = Contender("memory", "", "airflow_task", ours)
+    runs = [run(setting, contender, data, "") for _ in range(_ROUNDS)]
     return statistics.median(figures.memory_peak - figures.memory_before for figures in runs)

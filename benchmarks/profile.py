@@ -4,27 +4,22 @@ import json
 import subprocess
 import time
 
-from benchmarks.contenders import OURS, Contender, Job, ours
+from benchmarks.contenders import OURS, Contender, ours
+from benchmarks.data import ORDERS
+from benchmarks.engine import THREADS
 from benchmarks.measure import BACKENDS_END_SECONDS, run
+from benchmarks.peers import Job, Task
 from benchmarks.setting import FOLDER, Setting, cpu_seconds, psql
-
-#: What the threads of an export do, by the first word of their names.
-THREADS = {
-    "reader": "reader threads: libpq, one call into Python per row, chunks of 256 KiB",
-    "export": "export thread: SHA-256 of the file, filling the parts",
-    "part": "part threads: botocore's CRC32 and (over plain HTTP) SHA-256 of each part, sending it",
-    "snapshot": "snapshot holder's thread: finding the cuts, the count",
-}
 
 
 def by_thread(setting: Setting) -> dict[str, float]:
     """CPU seconds of the operator's process, in words."""
     file = FOLDER / "threads.json"
 
-    def job(setting: Setting, key: str, select: str) -> Job:
-        return {**ours()(setting, key, select), "threads": str(file)}
+    def job(task: Task) -> Job:
+        return {**ours(task), "threads": str(file)}
 
-    usage = run(setting, Contender(OURS, "", "airflow_task", job), "")
+    usage = run(setting, Contender(OURS, "", "airflow_task", job), ORDERS, "")
     threads: dict[str, float] = json.loads(file.read_text())
     found = {text: threads.get(name, 0.0) for name, text in THREADS.items()}
     return {**found, "the rest: connections, clients, first use of libraries": usage.cpu_seconds - sum(found.values())}

@@ -1,4 +1,4 @@
-"""What all contenders share: the database, the stores, the query, the environments."""
+"""What all contenders share: the database, the stores, the environments, the network."""
 
 import importlib.util
 import json
@@ -7,21 +7,20 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import boto3
 import psutil
-import sqlalchemy as sa
 
+from benchmarks import link, network
+from benchmarks.network import Network
 from demo import services
 from demo.guard import guarded, wait_until
-from orders.models import select_orders
-from streaming_export.query import describe
 
 FOLDER = services.PROJECT / ".bench"
 PEERS = FOLDER / "peers" / "bin"
@@ -63,35 +62,38 @@ class Setting:
 
     :param uri: of the database.
     :param postgres_pid: of the server's first process.
+    :param log: of the server, with the duration of every statement.
     :param store: keeps objects.
     :param discard: throws them away.
+    :param namespace: the network namespace of the contenders, an open file; None for the machine's own.
+    :param behind: the same services behind a network, by the round trip in milliseconds.
     """
 
     uri: str
     postgres_pid: int
+    log: Path
     store: Store
     discard: Store
+    namespace: int | None = None
+    behind: Mapping[int, "Setting"] = field(default_factory=dict)
 
     @property
-    def socket(self) -> str:
-        """The folder of the database server's socket."""
+    def host(self) -> str:
+        """The folder of the database server's socket, or its address."""
         return parse_qs(urlsplit(self.uri).query)["host"][0]
-
-    def select(self) -> str:
-        """The SELECT of the file's text, as this project sends it: every contender that can runs the same."""
-        url = self.uri.replace("postgresql://", "postgresql+psycopg2://")
-        with sa.create_engine(url, poolclass=sa.NullPool).connect() as connection:
-            return describe(connection, select_orders(), None, "id").select()
 
     def environment(self, store: Store) -> dict[str, str]:
         """The variables of a contender that writes to `store`."""
         airflow = services.airflow_environment(FOLDER / "airflow", self.uri, store.endpoint, BUCKET)
+        direct = ",".join(filter(None, [os.environ.get("no_proxy"), urlsplit(store.endpoint).hostname]))
         return {
             **os.environ,
             **airflow,
+            "no_proxy": direct,
+            "NO_PROXY": direct,
             "AIRFLOW_CONN_EXPORTS_S3": store.connection(),
             "PYTHONPATH": f"{services.PROJECT / 'plugins'}",
-            "PGHOST": self.socket,
+            "PGHOST": self.host,
             "PGUSER": "postgres",
             "PGDATABASE": "postgres",
             "PGTZ": "UTC",
@@ -111,26 +113,49 @@ def psql() -> Path:
 
 
 @contextmanager
-def opened(endpoint: str | None, environ: Mapping[str, str]) -> Iterator[Setting]:
+def opened(endpoint: str | None, environ: Mapping[str, str], round_trips: Sequence[int]) -> Iterator[Setting]:
     """Run the services.
 
     :param endpoint: of an S3 server to measure with, instead of the benchmark's own.
     :param environ: where its credentials and region are, by AWS's names.
+    :param round_trips: milliseconds, for each a network that the services shall be behind as well.
     """
-    with (
-        services.postgres(FOLDER / "postgres") as uri,
-        _store("objects") as own,
-        _store("nothing", "--discard") as none,
-    ):
-        store = own
+    with ExitStack() as stack:
+        net = stack.enter_context(network.opened(round_trips)) if round_trips else None
+        with network.inside(net.servers if net else None):
+            uri = stack.enter_context(services.postgres(FOLDER / "postgres", _postgres_settings(net)))
+            far = stack.enter_context(_store("far", "--discard", "--host", "0.0.0.0")) if net else None  # noqa: S104
+        store, discard = stack.enter_context(_store("objects")), stack.enter_context(_store("nothing", "--discard"))
         if endpoint:
             key, secret = environ.get("AWS_ACCESS_KEY_ID", ""), environ.get("AWS_SECRET_ACCESS_KEY", "")
-            store = Store(endpoint, key, secret, environ.get("AWS_DEFAULT_REGION", services.REGION), None)
+            region = environ.get("AWS_DEFAULT_REGION", services.REGION)
+            store = discard = Store(endpoint, key, secret, region, None)
         client = store.client()
         if BUCKET not in [bucket["Name"] for bucket in client.list_buckets().get("Buckets", [])]:
             client.create_bucket(Bucket=BUCKET)
         pid = int((FOLDER / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
-        yield Setting(uri, pid, store, none)
+        near = Setting(uri, pid, FOLDER / "postgres" / "log", store, discard)
+        yield replace(near, behind=_behind(near, net, far) if net and far else {})
+
+
+def _postgres_settings(net: Network | None) -> dict[str, str]:
+    """The log tells every statement's duration; who comes over the benchmark's own network is let in."""
+    settings = {"log_min_duration_statement": "0"}
+    if net:
+        hba = FOLDER / "pg_hba.conf"
+        hba.write_text(f"local all all trust\nhost all all {link.ADDRESSES} trust\n")
+        settings |= {"listen_addresses": "*", "hba_file": str(hba)}
+    return settings
+
+
+def _behind(near: Setting, net: Network, far: Store) -> dict[int, Setting]:
+    """The services as they are seen through each link. The store there keeps nothing."""
+    found = {}
+    for round_trip, address in net.addresses.items():
+        store = replace(far, endpoint=far.endpoint.replace("0.0.0.0", address))  # noqa: S104
+        uri = f"postgresql://postgres@/postgres?host={address}"
+        found[round_trip] = replace(near, uri=uri, store=store, discard=store, namespace=net.clients)
+    return found
 
 
 @contextmanager

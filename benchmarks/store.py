@@ -4,8 +4,8 @@
 
 It stands for a store on other machines: as much of S3 as an upload needs, no signatures and no
 checksums, parts kept as they came in FOLDER (or, with --discard, counted and thrown away). It listens
-on a loopback port that the kernel chooses, and prints its URL and process id. Python's own S3 servers would be the
-slowest link of every pipeline that is measured here.
+on a port that the kernel chooses, of loopback unless told otherwise, and prints its URL and process
+id. Python's own S3 servers would be the slowest link of every pipeline that is measured here.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import itertools
 import os
 import threading
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -174,13 +174,26 @@ class Handler(BaseHTTPRequestHandler):
         bucket, key, query = self._target()
         parts = self.store.objects.get((bucket, key))
         if not key:
-            root = "ListMultipartUploadsResult" if "uploads" in query else "ListBucketResult"
-            self._answer(200, xml(root, Bucket=bucket, IsTruncated="false"))
+            self._list(bucket, query)
         elif parts is None or self.store.folder is None:
             self._refuse(404, "NoSuchKey")
         else:
             self._answer(200, length=sum(part.size for part in parts), ETag='"etag"')
             self._send(parts)
+
+    def _list(self, bucket: str, query: dict[str, str]) -> None:
+        """The objects of a bucket, all at once; no unfinished uploads, which nobody asks for in earnest."""
+        if "uploads" in query:
+            self._answer(200, xml("ListMultipartUploadsResult", Bucket=bucket, IsTruncated="false"))
+            return
+        with self.store.lock:
+            found = sorted((key, parts) for (name, key), parts in self.store.objects.items() if name == bucket)
+        objects = [
+            {"Key": key, "Size": str(sum(part.size for part in parts)), "LastModified": "2000-01-01T00:00:00.000Z"}
+            for key, parts in found
+            if key.startswith(query.get("prefix", ""))
+        ]
+        self._answer(200, xml("ListBucketResult", objects, Name=bucket, IsTruncated="false"))
 
     def _target(self) -> tuple[str, str, dict[str, str]]:
         """Bucket, key and query of the request's URL, which names the bucket in its path."""
@@ -218,10 +231,13 @@ class Handler(BaseHTTPRequestHandler):
                 self.connection.sendfile(file)
 
     def _refuse(self, status: int, code: str) -> None:
-        self._answer(status, xml("Error", Code=code, Message="refused by the benchmark's store"))
+        # Without the namespace, as S3's: botocore finds no code otherwise.
+        body = f"<Error><Code>{code}</Code><Message>refused by the benchmark's store</Message></Error>"
+        self._answer(status, body.encode())
 
     def _answer(self, status: int, body: bytes = b"", *, length: int | None = None, **headers: str) -> None:
         self.send_response(status)
+        self.send_header("Last-Modified", self.date_time_string())
         for name, value in headers.items():
             self.send_header(name, value)
         if status != 204:
@@ -230,21 +246,26 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def xml(root: str, **texts: str) -> bytes:
-    """An answer of S3: elements with a text each."""
-    elements = "".join(f"<{name}>{escape(text)}</{name}>" for name, text in texts.items())
+def xml(root: str, objects: Sequence[Mapping[str, str]] = (), **texts: str) -> bytes:
+    """An answer of S3: elements with a text each, and the objects of a list."""
+    elements = _elements(texts) + "".join(f"<Contents>{_elements(found)}</Contents>" for found in objects)
     return f'<?xml version="1.0" encoding="UTF-8"?>\n<{root} xmlns="{NAMESPACE}">{elements}</{root}>'.encode()
+
+
+def _elements(texts: Mapping[str, str]) -> str:
+    return "".join(f"<{name}>{escape(text)}</{name}>" for name, text in texts.items())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.store", description=__doc__)
     parser.add_argument("folder", type=Path, help="where objects are kept")
     parser.add_argument("--discard", action="store_true", help="keep nothing")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     Handler.store = Store(arguments.folder, arguments.discard)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    print(f"http://127.0.0.1:{server.server_address[1]} {os.getpid()}", flush=True)
+    server = ThreadingHTTPServer((arguments.host, 0), Handler)
+    print(f"http://{arguments.host}:{server.server_address[1]} {os.getpid()}", flush=True)
     server.serve_forever()
 
 

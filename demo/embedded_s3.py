@@ -32,6 +32,7 @@ ACCESS_KEY, SECRET_KEY = "demo", "demo-secret"
 PORTS = [f"{part}.port{kind}" for part in ("s3", "master", "volume", "filer", "admin") for kind in ("", ".grpc")]
 FIRST_PORT, LAST_PORT = 10_000, 30_000  # below those that kernels give to outgoing connections
 MEETING = "/tmp"  # noqa: S108  where its parts meet, whatever TMPDIR says; it leaves sockets behind
+MEMORY = "512MiB"  # from which on it collects garbage sooner; 5 million orders took 870 MB without it, at no less CPU
 TRIES = 5  # another program may take a port before SeaweedFS does
 
 # Without these it would look for its settings in the working directory, the user's home and /etc.
@@ -113,6 +114,7 @@ def _start(program: Path, data: Path, lock: int, log: IO[bytes], stack: ExitStac
     foreign = ("AWS_", "S3_", "WEED_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     environment |= {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "HOME": str(runtime)}
+    environment["GOMEMLIMIT"] = MEMORY
     endpoint = f"http://127.0.0.1:{ports['s3.port']}"
     # What it has answered is in its files, so it can be killed, where an end in order takes 3 s.
     options = {"stop": signal.SIGKILL, "seconds": 0, "keep_open": [lock], "litter": _litter(command)}

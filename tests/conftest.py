@@ -96,19 +96,15 @@ def bucket(client: Any) -> str:
 
 
 @pytest.fixture
-def schema(engine: sa.Engine) -> Iterator[str]:
+def schema(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A new schema, first on the search path of new connections, gone after the test; its tables can be exported."""
     name = f"test_{uuid.uuid4().hex}"
-    roles = ("postgres", services.EXPORTER)
     with engine.begin() as connection:
         connection.exec_driver_sql(f"CREATE SCHEMA {name}")
         let_export(connection, name)
-        for role in roles:
-            connection.exec_driver_sql(f"ALTER ROLE {role} SET search_path = {name}")
+    monkeypatch.setenv("PGOPTIONS", f"-c search_path={name}")  # libpq's, of this process and its children alone
     yield name
     with engine.begin() as connection:
-        for role in roles:
-            connection.exec_driver_sql(f"ALTER ROLE {role} RESET search_path")
         connection.exec_driver_sql(f"DROP SCHEMA {name} CASCADE")
 
 

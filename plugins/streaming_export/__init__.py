@@ -18,10 +18,11 @@ from streaming_export.errors import (
     TransactionsRunning,
     VerificationError,
 )
-from streaming_export.export import Export, ExportResult, Preview
+from streaming_export.export import Export
 from streaming_export.manifest import move_latest, published_by
 from streaming_export.options import Options
 from streaming_export.postgres.stream import CsvStream, open_csv
+from streaming_export.report import ExportResult, Preview
 from streaming_export.s3.bucket import Bucket, check_key
 from streaming_export.s3.files import ExportedFile
 

@@ -137,6 +137,8 @@ class Cancellation:
             except BaseException as exc:  # whatever it is, the caller raises it
                 future.set_exception(exc)
 
+        if self._cancelled:
+            self.stop.set(cancelled())
         try:
             self._worker = threading.Thread(target=self._serve, name="canceller", daemon=True)
             self._worker.start()

@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,66 +21,12 @@ from streaming_export.postgres.query import Source
 from streaming_export.postgres.reader import EVERYTHING, KeyRange
 from streaming_export.postgres.stream import CsvStream, open_csv
 from streaming_export.postgres.transactions import Wait, wait_for_older
+from streaming_export.report import ExportResult, Preview, Progress, log_end
 from streaming_export.s3.bucket import MAX_KEY_BYTES, Bucket, check_key
-from streaming_export.s3.files import ExportedFile, FileLayout, FileWriter
+from streaming_export.s3.files import ExportedFile, FileWriter
+from streaming_export.s3.layout import FileLayout
 
 log = logging.getLogger(__name__)
-
-_PROGRESS_SECONDS = 10.0
-_LONGEST_SUFFIX = len("-00001.zst.manifest.json")
-
-_NOTHING = "Nothing was published."
-
-
-@dataclass(frozen=True, slots=True)
-class ExportResult:
-    """What was exported.
-
-    :param bucket: where the files are.
-    :param key: where the file is, or the first of several; None if there were no rows and `on_empty` is "skip".
-    :param rows: number of data rows, without headers.
-    :param rows_verified: whether the database counted the same number in the same snapshot.
-    :param bytes: size of all files.
-    :param sha256: of the file's content, in hex; None for several files.
-    :param etag: of the file, as the store gives it; None for several files.
-    :param parts: number of parts that were uploaded.
-    :param files: all files, in order.
-    :param manifest_url: where the manifest is; None for a piece.
-    :param snapshot_taken_at: when the snapshot that was read was taken, in ISO 8601.
-    :param seconds: from the call to the published manifest.
-    """
-
-    bucket: str
-    key: str | None
-    rows: int
-    rows_verified: bool
-    bytes: int
-    sha256: str | None
-    etag: str | None
-    parts: int
-    files: tuple[ExportedFile, ...]
-    manifest_url: str | None
-    snapshot_taken_at: str
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Preview:
-    """What an export would do.
-
-    :param sql: the query, with the names of its parameters in place of their values.
-    :param columns: names of the columns.
-    :param estimated_rows: by the planner.
-    :param estimated_bytes: by the planner, before compression.
-    :param targets: URL of each object that would be written, the first if there are several files, and of the
-        manifest; with what it would replace, in words, or None.
-    """
-
-    sql: str
-    columns: tuple[str, ...]
-    estimated_rows: int
-    estimated_bytes: int
-    targets: dict[str, str | None]
 
 
 class Export:
@@ -165,7 +111,7 @@ class Export:
         :raises ExportCancelled: if it was cancelled.
         """
         result = self._cancellation.run(self._publish)
-        _log_end(result)
+        log_end(result)
         return result
 
     def preview(self) -> Preview:
@@ -185,25 +131,30 @@ class Export:
     def _publish(self) -> ExportResult:
         """The whole way of the data, in the thread that `Cancellation.run` makes."""
         started, started_at, export_id = time.monotonic(), datetime.now(UTC), uuid.uuid4().hex
+        manifest_key = manifest.manifest_key(self._key)
         with contextlib.ExitStack() as uploads:  # outlives the connections to the database, which are let go first
             with self._failures():
+                self._stop.check()
                 waited = self._wait()
                 with self._reading() as csv:
                     log.info("Exporting from %s to %s.", csv.snapshot.server(), self._bucket.url(self._key))
-                    before = manifest.current(self._bucket, manifest.manifest_key(self._key), stop=self._stop)
+                    before = manifest.current(self._bucket, manifest_key, stop=self._stop)
                     files = uploads.enter_context(self._writer(csv, export_id))
                     written = self._transfer(csv, files)
             with self._failures(files):
                 exported = files.complete() if written else []
         if exported and not self._is_piece:
             document = self._manifest(export_id, csv, exported, waited, started_at)
-            with self._failures(files):
-                self._publish_manifest(document, before, export_id, exported)
+            with self._failures(files):  # no stop keeps the manifest of visible files back
+                manifest.publish(
+                    self._bucket, manifest_key, document, before=before, export_id=export_id, files=exported
+                )
         return self._result(csv, exported, time.monotonic() - started)
 
     def _look(self) -> Preview:
         """Look at what would be done, in the thread that `Cancellation.run` makes."""
         with self._failures():
+            self._stop.check()
             with self._reading() as csv:
                 query, plan = csv.query, csv.plan
             keys = [self._layout(query.header).key(self._key, 1), manifest.manifest_key(self._key)]
@@ -219,7 +170,7 @@ class Export:
 
     def _transfer(self, csv: CsvStream, files: FileWriter) -> bool:
         """Move all bytes; whether there is something to publish."""
-        progress = _Progress(csv.plan.rows)
+        progress = Progress(csv.plan.rows)
         for data, rows in csv.batches():
             files.write(data, rows)
             progress.report(csv.rows, files.size)
@@ -309,14 +260,6 @@ class Export:
             started_at=started_at,
         )
 
-    def _publish_manifest(
-        self, document: Mapping[str, Any], before: str | None, export_id: str, exported: Sequence[ExportedFile]
-    ) -> None:
-        key = manifest.manifest_key(self._key)
-        manifest.publish(
-            self._bucket, key, document, before=before, export_id=export_id, files=exported, stop=self._stop
-        )
-
     def _result(self, csv: CsvStream, files: Sequence[ExportedFile], seconds: float) -> ExportResult:
         only = files[0] if len(files) == 1 else None
         return ExportResult(
@@ -342,7 +285,7 @@ def _check(
     dialect = engine.dialect
     if (dialect.name, dialect.driver) != ("postgresql", "psycopg2"):
         raise InvalidArgument("engine", f"{dialect.name}+{dialect.driver}", "postgresql+psycopg2")
-    check_key("key", key, MAX_KEY_BYTES - _LONGEST_SUFFIX)
+    check_key("key", key, MAX_KEY_BYTES - manifest.LONGEST_SUFFIX)
     if not application_name.isprintable():
         raise InvalidArgument("application_name", application_name, "no control characters")
     if window is None:
@@ -361,45 +304,7 @@ def _check(
 def _state(files: FileWriter | None) -> tuple[str, bool | None]:
     """What is visible of an export, in a sentence, and whether something is."""
     if files is None or not files.visible:
-        return _NOTHING, False
+        return "Nothing was published.", False
     if files.visible < files.opened:
         return f"{files.visible} of the {files.opened} files are visible, without a manifest that names them.", True
     return "The files are visible, whole and verified, but not their manifest: nobody is told of them yet.", True
-
-
-class _Progress:
-    """Logs how far an export is, at most every 10 seconds."""
-
-    def __init__(self, estimated_rows: int) -> None:
-        self._estimated_rows = max(1, estimated_rows)
-        self._started = self._reported = time.monotonic()
-
-    def report(self, rows: int, size: int) -> None:
-        now = time.monotonic()
-        if now - self._reported < _PROGRESS_SECONDS:
-            return
-        self._reported = now
-        log.info(
-            "%s rows, %.0f %% of the planner's estimate, %s bytes, %s rows/s.",
-            f"{rows:,}",
-            100 * rows / self._estimated_rows,
-            f"{size:,}",
-            f"{rows / (now - self._started):,.0f}",
-        )
-
-
-def _log_end(result: ExportResult) -> None:
-    if result.key is None:
-        log.info("The query returned no rows: nothing was written to s3://%s.", result.bucket)
-        return
-    log.info(
-        "Published s3://%s/%s%s: %s rows, %s bytes, %.1f s, %s rows/s. Manifest: %s",
-        result.bucket,
-        result.key,
-        f" and {len(result.files) - 1} more files" if len(result.files) > 1 else "",
-        f"{result.rows:,}",
-        f"{result.bytes:,}",
-        result.seconds,
-        f"{result.rows / max(result.seconds, 0.001):,.0f}",
-        result.manifest_url,
-    )

@@ -22,13 +22,13 @@ from streaming_export.cancellation import Stop
 from streaming_export.errors import ManifestError, StoreError, Superseded, VerificationError
 from streaming_export.manifest_reader import VERSION, File, Manifest, is_identifier, parse, read
 from streaming_export.s3.bucket import Bucket, check_key
-from streaming_export.s3.files import LONGEST_SUFFIX as _LONGEST_FILE_SUFFIX
 from streaming_export.s3.files import ExportedFile
+from streaming_export.s3.layout import LONGEST_SUFFIX as _LONGEST_FILE_SUFFIX
 
 log = logging.getLogger(__name__)
 
 __all__ = ["LONGEST_SUFFIX", "File", "Manifest", "build", "current", "is_identifier", "loggable", "manifest_key"]
-__all__ += ["move_latest", "of_files", "publish", "published_by", "read"]
+__all__ += ["move_latest", "of_files", "parse", "publish", "published_by", "read"]
 
 #: Bytes that no key of an export's objects is longer than that of the export.
 LONGEST_SUFFIX = _LONGEST_FILE_SUFFIX + len(".manifest.json")

@@ -10,7 +10,7 @@ from streaming_export.errors import InvalidArgument
 from streaming_export.postgres.columns import Projection
 from streaming_export.postgres.masks import Mask
 from streaming_export.postgres.reader import Method
-from streaming_export.s3.files import Compression
+from streaming_export.s3.layout import Compression
 
 OnEmpty = Literal["header", "skip", "fail"]
 

@@ -12,7 +12,7 @@ import boto3
 import sqlalchemy as sa
 
 from demo import services
-from streaming_export import export
+from tests.streaming_export.exporting import export
 
 
 def main(*, database: str, endpoint: str, rows: int, **arguments: Any) -> None:

@@ -14,7 +14,7 @@ import sys
 import sqlalchemy as sa
 
 from demo import services
-from streaming_export import Cancellation, export
+from tests.streaming_export.exporting import new_export
 
 
 class Interrupted(BaseException):
@@ -23,22 +23,21 @@ class Interrupted(BaseException):
 
 def main(*, database: str, endpoint: str, on_signal: str, pool: dict[str, int], **arguments: str) -> None:
     services.isolate_environment()
-    cancellation = Cancellation()
+    export = new_export(
+        engine=sa.create_engine(database, **pool),
+        client=services.s3_client(endpoint),
+        **arguments,  # type: ignore[arg-type]
+    )
 
     def stop(*_: object) -> None:
         if on_signal == "raise":
             raise Interrupted
-        cancellation.cancel()
+        export.cancel()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     try:
-        export(
-            engine=sa.create_engine(database, **pool),
-            client=services.s3_client(endpoint),
-            cancellation=cancellation,
-            **arguments,  # type: ignore[arg-type]
-        )
+        export.run()
     except BaseException as exc:
         print(type(exc).__name__, flush=True)  # noqa: T201
     sys.stdin.read()

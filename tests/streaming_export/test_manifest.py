@@ -1,215 +1,319 @@
-"""The manifest: true, written last, valid by its schema, free of personal data."""
+"""The manifest: true, written last, valid by its schema, read by name of what is wrong with it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import jsonschema
-import pandas as pd
-import polars as pl
 import pytest
-import sqlalchemy as sa
 
 import streaming_export
 from demo import services
-from orders.models import Order, select_orders
-from streaming_export import UploadError, VerificationError, export, manifest
+from streaming_export import (
+    ForeignBucket,
+    InvalidArgument,
+    ManifestInvalid,
+    ManifestMissing,
+    ManifestTooNew,
+    StoreError,
+    Superseded,
+    manifest,
+)
+from streaming_export.s3.bucket import Bucket
+from streaming_export.s3.files import ExportedFile
 from tests.conftest import content, keys
+from tests.streaming_export.publishing import KEY, MANIFEST, NOON, document, publish
 from tests.streaming_export.store import hook, refusal
 
 SCHEMA = json.loads((Path(streaming_export.__file__).parent / "manifest.schema.json").read_text())
+FILES = [
+    ExportedFile("a/b-00001.csv", 2, 20, "0" * 64, "etag", 1),
+    ExportedFile("a/b-00002.csv", 1, 9, "1" * 64, "e", 1),
+]
+ROWS = [b"1\n", b"2\n", b"3\n"]
 
 
-def run(exporter: sa.Engine, client: Any, bucket: str, **options: Any) -> Any:
-    """Export orders, and read the manifest."""
-    arguments: dict[str, Any] = {"query": select_orders(), "unique_key": "id", "key": "a/orders.csv", **options}
-    export(engine=exporter, client=client, bucket=bucket, **arguments)
-    document = json.loads(content(client, bucket, f"{arguments['key']}.manifest.json"))
-    jsonschema.validate(document, SCHEMA, format_checker=jsonschema.FormatChecker())
-    return document
+@pytest.fixture
+def client(endpoint: str) -> Any:
+    """A client of the test's own: its hooks reach no other test."""
+    return services.s3_client(endpoint)
+
+
+@pytest.fixture
+def there(client: Any, bucket: str) -> Bucket:
+    """The bucket."""
+    return Bucket(client, bucket)
+
+
+def validate(written: dict[str, Any]) -> None:
+    jsonschema.validate(written, SCHEMA, format_checker=jsonschema.FormatChecker())
+
+
+# ---- What it says
 
 
 @pytest.mark.parametrize(
-    "options",
+    "changes",
     [
         {},
-        {"compression": "gzip", "max_file_rows": 5_000},
-        {"unique_key": None, "verify_rows": False},
-        {"method": "rows", "window": ("2026-11-01T00:00:00+00:00", "2026-11-02T00:00:00+00:00")},
+        {"unique_key": None, "rows_verified": False, "compression": "gzip", "masked": {"email": "hash"}},
+        {"window": ("2026-11-01T00:00:00+00:00", "2026-11-02T00:00:00+00:00"), "waited": (1.5, "prepared")},
+        {"run": {"dag": "d", "task": "t", "run": "r", "try": 2, "note": None}},
     ],
 )
-def test_it_is_true_of_the_objects(
-    orders: int, exporter: sa.Engine, client: Any, bucket: str, options: dict[str, Any]
-) -> None:
-    """Every manifest is valid by its schema, and sizes, ETags and numbers in it are those of the objects."""
-    document = run(exporter, client, bucket, **options)
-    assert document["rows"] == sum(file["rows"] for file in document["files"]) == orders
-    assert [entry["url"] for entry in document["entries"]] == [file["url"] for file in document["files"]]
-    for entry, file in zip(document["entries"], document["files"], strict=True):
-        head = client.head_object(Bucket=bucket, Key=file["url"].removeprefix(f"s3://{bucket}/"))
-        assert entry["meta"]["content_length"] == file["bytes"] == head["ContentLength"]
-        assert file["etag"] == head["ETag"].strip('"')
+def test_it_is_valid_by_its_schema(there: Bucket, changes: dict[str, Any]) -> None:
+    """Whatever is exported, the manifest is what the schema says, and reads back as it was."""
+    written = document(there, FILES, **changes)
+    validate(written)
+    body = json.dumps(written).encode()
+    read = manifest.parse(body, there.name, there.url(MANIFEST))
+    assert (read.rows, [file.key for file in read.files]) == (3, [file.key for file in FILES])
+    assert (read.unique_key, read.columns) == (changes.get("unique_key", "id"), (("id", "bigint"),))
+    assert (read.export_id, read.taken_at) == (written["export_id"], NOON)
+    assert read.run == changes.get("run", {"run": "scheduled"})
+    assert (read.window is None) == ("window" not in changes)
 
 
-def test_what_it_tells(orders: int, exporter: sa.Engine, client: Any, bucket: str) -> None:
-    """Columns, key, snapshot and run are there for whoever asks later what this file was."""
-    run_of = {"dag": "d", "task": "t", "run": "r", "try": 2}
-    before = datetime.now(UTC)
-    document = run(exporter, client, bucket, run=run_of)
-    with exporter.connect() as connection:
-        first, last = connection.execute(sa.text("SELECT min(id)::text, max(id)::text FROM orders")).one()
-    assert document["unique_key"] == {"name": "id", "first": first, "last": last}
-    assert document["columns"][0] == {"name": "id", "type": "bigint", "nullable": False}
-    assert [column["type"] for column in document["columns"]][1:] == [
-        *("text", "bigint", "text", "timestamp with time zone")
-    ]
-    assert document["run"] == run_of
-    assert document["snapshot"]["standby"] is False
-    assert "/" in document["snapshot"]["wal_position"]
-    taken = datetime.fromisoformat(document["snapshot"]["taken_at"])
-    assert before - timedelta(minutes=1) < taken < datetime.fromisoformat(document["finished_at"])
-    assert document["window"] is None
-
-
-def test_nullable_is_told_only_where_it_is_known(
-    schema: str, engine: sa.Engine, exporter: sa.Engine, client: Any, bucket: str
-) -> None:
-    """A column of a plain query is nullable as in its table; an outer join makes that unknown."""
-    with engine.begin() as connection:
-        connection.exec_driver_sql("CREATE TABLE t (a int NOT NULL, b int)")
-    plain = run(exporter, client, bucket, query="SELECT a, b, a + 1 AS c FROM t", unique_key=None)
-    joined = run(
-        exporter, client, bucket, query="SELECT x.a FROM (SELECT 1) AS y LEFT JOIN t AS x ON true", unique_key=None
-    )
-    assert [column["nullable"] for column in plain["columns"]] == [False, True, True]
-    assert [column["nullable"] for column in joined["columns"]] == [None]
-
-
-def test_it_holds_no_personal_data(orders: int, exporter: sa.Engine, client: Any, bucket: str) -> None:
-    """Of parameters only dates, times and booleans are told, of a text key neither first nor last value."""
-    query = (
-        "SELECT customer_email || id AS who FROM orders"
-        " WHERE customer_email <> :email AND id > :id AND created_at > :since AND created_at::date > :day AND :flag"
-    )
+def test_it_holds_no_personal_data(there: Bucket) -> None:
+    """Of parameters only dates, times and booleans are kept."""
     parameters = {
         "email": "canary@example.com",
         "id": 4711,
+        "digits": "20260101",
         "since": "2026-01-01T00:00:00+00:00",
         "day": date(2026, 1, 2),
         "flag": True,
+        "nothing": None,
     }
-    document = run(exporter, client, bucket, query=query, unique_key="who", parameters=parameters)
-    assert document["query"]["parameters"] == {
-        "email": None,
-        "id": None,
+    assert document(there, FILES, parameters=parameters)["query"]["parameters"] == {
+        **dict.fromkeys(("email", "id", "digits", "nothing")),
         "since": "2026-01-01T00:00:00+00:00",
         "day": "2026-01-02",
         "flag": "true",
     }
-    assert document["unique_key"] == {"name": "who", "first": None, "last": None}
-    assert "canary" not in json.dumps(document)
-    assert "@example" not in json.dumps(document)
 
 
-def test_the_fingerprint_is_of_the_query_without_its_values(
-    orders: int, exporter: sa.Engine, client: Any, bucket: str
+def test_it_is_true_of_the_objects(there: Bucket, client: Any, bucket: str) -> None:
+    """Sizes, ETags and numbers in it are those of the objects, and its id is in their metadata."""
+    written = publish(there, ROWS, max_rows=2)
+    assert json.loads(content(client, bucket, MANIFEST)) == written
+    assert written["rows"] == sum(file["rows"] for file in written["files"]) == len(ROWS)
+    for entry, file in zip(written["entries"], written["files"], strict=True):
+        head = client.head_object(Bucket=bucket, Key=file["url"].removeprefix(f"s3://{bucket}/"))
+        assert entry["url"] == file["url"]
+        assert entry["meta"]["content_length"] == file["bytes"] == head["ContentLength"]
+        assert (file["etag"], head["Metadata"]["export-id"]) == (head["ETag"].strip('"'), written["export_id"])
+
+
+# ---- Reading
+
+
+def no_manifest(text: bytes) -> list[bytes]:
+    """What may lie at a manifest's key: other JSON, none, or half of one."""
+    return [
+        b"{}",
+        b"[]",
+        b"[1, 2]",
+        b"null",
+        b'"run"',
+        b"7",
+        b"",
+        b"<html>",
+        text[: len(text) // 2],
+        b"\xff",
+        b"[" * 99_999,
+    ]
+
+
+def test_what_is_no_manifest_is_called_that(there: Bucket, client: Any, bucket: str) -> None:
+    """Whatever else lies at the key: reading it, and asking who published it, say so by name."""
+    publish(there, ROWS)
+    for rubbish in no_manifest(content(client, bucket, MANIFEST)):
+        client.put_object(Bucket=bucket, Key=MANIFEST, Body=rubbish)
+        with pytest.raises(ManifestInvalid, match=rf"^The manifest s3://{bucket}/{MANIFEST} can't be used: .*\.\n"):
+            manifest.read(there, there.url(MANIFEST))
+        with pytest.raises(ManifestInvalid):
+            manifest.published_by(there, KEY)
+
+
+def test_what_is_no_manifest_is_replaced(
+    there: Bucket, client: Any, bucket: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The same query with other values has the same fingerprint, another query another."""
-
-    def fingerprint(query: Any) -> str:
-        text: str = run(exporter, client, bucket, query=query)["query"]["sha256"]
-        return text
-
-    paid, shipped = (fingerprint(select_orders().where(Order.status == status)) for status in ("paid", "shipped"))
-    assert paid == shipped != fingerprint(select_orders())
+    """A rerun logs what it finds, and replaces it."""
+    client.put_object(Bucket=bucket, Key=MANIFEST, Body=b"<html>")
+    publish(there, ROWS)
+    assert "it is not JSON" in caplog.text
+    assert manifest.published_by(there, KEY) == "scheduled"
 
 
-def test_an_empty_result(orders: int, exporter: sa.Engine, client: Any, bucket: str) -> None:
-    """A file of just the header has a manifest that says so."""
-    document = run(exporter, client, bucket, query=select_orders().where(sa.false()))
-    assert document["rows"] == 0
-    assert document["unique_key"] == {"name": "id", "first": None, "last": None}
+def test_who_published(there: Bucket, client: Any, bucket: str) -> None:
+    """None if nobody has; a run without a name has none."""
+    assert manifest.published_by(there, KEY) is None
+    client.put_object(Bucket=bucket, Key=MANIFEST, Body=json.dumps(document(there, FILES, run={})).encode())
+    assert manifest.published_by(there, KEY) == ""
+    with pytest.raises(InvalidArgument, match=r"^key="):
+        manifest.published_by(there, "a/../b")
 
 
-def test_it_is_written_last(
-    orders: int, exporter: sa.Engine, client: Any, bucket: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "url", ["s3://another/a.json", "https://host/a.json", "s3://", "s3://{bucket}/a/../b.json", "a.json"]
+)
+def test_a_manifest_elsewhere_is_refused(there: Bucket, url: str) -> None:
+    """A manifest can't lie outside of the bucket."""
+    with pytest.raises(ForeignBucket if "another" in url else ManifestInvalid):
+        manifest.read(there, url.format(bucket=there.name))
+
+
+def test_a_manifest_that_is_missing(there: Bucket) -> None:
+    """Without a manifest nothing was published."""
+    with pytest.raises(ManifestMissing, match="was not published"):
+        manifest.read(there, there.url(MANIFEST))
+
+
+def lead_away(written: dict[str, Any]) -> None:
+    for item in (*written["files"], *written["entries"]):
+        item["url"] = "s3://another/items.csv"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "why"),
+    [
+        (lambda written: written.update(manifest_version=2), ManifestTooNew, r"version 2.*up to 1"),
+        (lead_away, ForeignBucket, r"s3://another/items\.csv"),
+        (lambda written: written.pop("files"), ManifestInvalid, "the document does not fit"),
+        (lambda written: written["files"][0].update(rows="3"), ManifestInvalid, r"files\.0\.rows does not fit"),
+        (lambda written: written.update(manifest_version="1"), ManifestInvalid, "manifest_version does not fit"),
+        (lambda written: written.update(rows=4), ManifestInvalid, "do not add up"),
+        (lambda written: written["entries"][0]["meta"].update(content_length=1), ManifestInvalid, "are not its files"),
+        (lambda written: written["columns"].append(written["columns"][0]), ManifestInvalid, "same name"),
+        (lambda written: written["columns"][0].update(name="a\0b"), ManifestInvalid, "does not allow"),
+        (lambda written: written["unique_key"].update(name="nope"), ManifestInvalid, "none of its columns"),
+        (lambda written: written["snapshot"].update(taken_at="yesterday"), ManifestInvalid, "no time in ISO 8601"),
+        (lambda written: written["snapshot"].update(taken_at="2026-11-01T00:00:00"), ManifestInvalid, "no time zone"),
+    ],
+)
+def test_a_manifest_that_contradicts_is_refused(
+    there: Bucket, change: Callable[[Any], object], error: type[Exception], why: str
 ) -> None:
-    """When the manifest appears, the object is complete; if it can't be written, the one before stays."""
-    before = run(exporter, client, bucket)
-    seen: list[list[str]] = []
-
-    def put(*arguments: Any) -> None:
-        seen.append(keys(client, bucket))
-        raise streaming_export.UploadError("no")
-
-    monkeypatch.setattr(manifest, "put", put)
-    with pytest.raises(streaming_export.UploadError):
-        export(select_orders(), engine=exporter, client=client, bucket=bucket, key="a/orders.csv", unique_key="id")
-    assert seen == [["a/orders.csv"]]
-    assert json.loads(content(client, bucket, "a/orders.csv.manifest.json")) == before
+    """A manifest that contradicts its schema or itself is refused, and the error says in what."""
+    written = document(there, FILES)
+    change(written)
+    with pytest.raises(error, match=why):
+        manifest.parse(json.dumps(written).encode(), there.name, there.url(MANIFEST))
 
 
-def test_concurrent_exports_do_not_interleave(
-    orders: int, exporter: sa.Engine, client: Any, bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If another export to the key publishes meanwhile, this one fails and leaves the other's as it is."""
-    other: list[Any] = []
-    build = manifest.build
-
-    def late(*arguments: Any) -> Any:
-        monkeypatch.setattr(manifest, "build", build)
-        other.append(run(exporter, client, bucket))
-        return build(*arguments)
-
-    monkeypatch.setattr(manifest, "build", late)
-    with pytest.raises(VerificationError, match="written by another export"):
-        run(exporter, client, bucket)
-    assert json.loads(content(client, bucket, "a/orders.csv.manifest.json")) == other[0]
+def test_other_versions_are_read(there: Bucket) -> None:
+    """What earlier programs wrote more, and later ones may add, is ignored."""
+    written = document(there, FILES) | {"colour": "green"}
+    written.pop("export_id")
+    written["unique_key"] = {"name": "id", "first": "1", "last": "3"}
+    written["columns"][0]["nullable"] = False
+    read = manifest.parse(json.dumps(written).encode(), there.name, there.url(MANIFEST))
+    assert (read.export_id, read.unique_key) == (None, "id")
 
 
-def test_a_put_whose_answer_was_lost_is_not_an_error(client: Any, bucket: str) -> None:
-    """A retry is refused by the condition that the first try has made untrue: what counts is what is there."""
-    document = {"a": 1}
-    manifest.put(client, bucket, "m.json", document, {}, None, "")
-    manifest.put(client, bucket, "m.json", document, {}, None, "")
-    with pytest.raises(VerificationError):
-        manifest.put(client, bucket, "m.json", {"a": 2}, {}, None, "")
-    assert manifest.get(client, bucket, "m.json", {})[0] == document
+# ---- Writing
 
 
-def test_a_manifest_that_cannot_be_written(orders: int, exporter: sa.Engine, endpoint: str, bucket: str) -> None:
-    """The error says that the files are visible, that nobody is told of them, and what to do."""
-    client = services.s3_client(endpoint)
+def test_it_is_written_last(there: Bucket, client: Any, bucket: str) -> None:
+    """When the manifest appears, the objects are complete; if it can't be written, the one before stays."""
+    before = publish(there, ROWS)
 
     def refuse(params: dict[str, Any]) -> Any:
-        return refusal("SlowDown", 503) if params["url"].endswith("manifest.json") else None
+        return refusal("QuotaFull") if params["url"].endswith("manifest.json") else None
 
     hook(client, "PutObject", refuse)
-    with pytest.raises(UploadError, match=r"manifest\.json: SlowDown\. The files are visible.*export again") as caught:
-        export(select_orders(), engine=exporter, client=client, bucket=bucket, key="orders.csv", unique_key="id")
-    assert caught.value.code == "SlowDown"
-    assert keys(client, bucket) == ["orders.csv"]
+    with pytest.raises(StoreError, match=r"while writing s3://.*manifest\.json: QuotaFull"):
+        publish(there, ROWS[:1])
+    assert keys(client, bucket) == [KEY]
+    assert content(client, bucket, KEY) == b"id\n1\n"
+    assert json.loads(content(client, bucket, MANIFEST)) == before
 
 
-def test_readers_agree(orders: int, exporter: sa.Engine, client: Any, bucket: str, tmp_path: Path) -> None:
-    """DuckDB, pandas, polars and Postgres load the files of a manifest with equal counts and sums."""
-    document = run(exporter, client, bucket, compression="gzip", max_file_rows=5_000)
-    paths = []
-    for number, file in enumerate(document["files"]):
-        path = tmp_path / f"{number}.csv.gz"
-        path.write_bytes(content(client, bucket, file["url"].removeprefix(f"s3://{bucket}/")))
-        paths.append(str(path))
-    frame = pd.concat([pd.read_csv(path) for path in paths])
-    lazy = pl.concat([pl.read_csv(path) for path in paths])
-    duck = duckdb.sql(
-        f"SELECT count(*), sum(total_cents % 1000)::int8 FROM read_csv({paths}, header = true)"
-    ).fetchall()[0]
-    with exporter.connect() as connection:
-        table = tuple(connection.execute(sa.text("SELECT count(*), sum(total_cents % 1000)::int8 FROM orders")).one())
-    assert table == duck
-    assert table == (len(frame), int((frame["total_cents"] % 1000).sum()))
-    assert table == (lazy.height, (lazy["total_cents"] % 1000).sum())
+def test_another_object_is_not_described(there: Bucket, client: Any, bucket: str) -> None:
+    """If somebody has put another object in place of a file, the export fails, and may be tried again."""
+
+    def replace(params: dict[str, Any]) -> None:
+        if params["url"].endswith("manifest.json"):
+            client.put_object(Bucket=bucket, Key=KEY, Body=b"other")
+
+    hook(client, "PutObject", replace)
+    with pytest.raises(Superseded, match="Another export replaced") as caught:
+        publish(there, ROWS)
+    assert caught.value.transient
+
+
+# ---- The newest
+
+LATEST = "a/latest.json"
+HOUR = timedelta(hours=1)
+
+
+def named(client: Any, bucket: str) -> str:
+    return str(json.loads(content(client, bucket, LATEST))["manifest_url"])
+
+
+def test_it_says_what_is_newest(there: Bucket, client: Any, bucket: str) -> None:
+    """It is JSON with the URL of the manifest, the time of its snapshot, and what else it was given."""
+    assert manifest.move_latest(there, LATEST, "s3://b/one", NOON, {"rows": 7})
+    assert json.loads(content(client, bucket, LATEST)) == {
+        "manifest_url": "s3://b/one",
+        "taken_at": "2026-11-05T12:00:00+00:00",
+        "rows": 7,
+    }
+    with pytest.raises(InvalidArgument, match=r"^key="):
+        manifest.move_latest(there, "a/../b", "s3://b/one", NOON)
+
+
+@pytest.mark.parametrize(
+    ("taken_at", "moves"),
+    [
+        (NOON + HOUR, True),
+        (datetime.fromisoformat("2026-11-05T11:30:00-01:00"), True),
+        (NOON, False),
+        (NOON - HOUR, False),
+        (datetime.fromisoformat("2026-11-05T12:30:00+01:00"), False),
+    ],
+)
+def test_it_only_moves_forward(there: Bucket, client: Any, bucket: str, taken_at: datetime, moves: bool) -> None:
+    """An export of a later snapshot takes over, whatever the offset of its clock; any other leaves it as it is."""
+    manifest.move_latest(there, LATEST, "s3://b/one", NOON)
+    assert manifest.move_latest(there, LATEST, "s3://b/two", taken_at) == moves
+    assert named(client, bucket) == ("s3://b/two" if moves else "s3://b/one")
+
+
+@pytest.mark.parametrize("made", [True, False], ids=["moved", "made"])
+@pytest.mark.parametrize(("others", "newest"), [(2 * HOUR, "the other"), (HOUR / 2, "this one")])
+def test_one_that_came_between(
+    there: Bucket, client: Any, bucket: str, endpoint: str, made: bool, others: timedelta, newest: str
+) -> None:
+    """Whoever loses a race reads again: a later snapshot stays, an earlier one is overtaken."""
+    if made:
+        manifest.move_latest(there, LATEST, "s3://b/one", NOON)
+    other = Bucket(services.s3_client(endpoint), bucket)
+    moves = [lambda: manifest.move_latest(other, LATEST, "the other", NOON + others)]
+    hook(client, "PutObject", lambda params: moves.pop()() and None if moves else None)
+    assert manifest.move_latest(there, LATEST, "this one", NOON + HOUR) == (newest == "this one")
+    assert named(client, bucket) == newest
+
+
+@pytest.mark.parametrize("rubbish", [b"{", b"[]", b'{"taken_at": "yesterday"}', b'{"taken_at": 7}'])
+def test_what_cannot_be_read_is_replaced(there: Bucket, client: Any, bucket: str, rubbish: bytes) -> None:
+    """Rubbish under the key does not stop exports."""
+    client.put_object(Bucket=bucket, Key=LATEST, Body=rubbish)
+    assert manifest.move_latest(there, LATEST, "s3://b/one", datetime(2026, 1, 1, tzinfo=UTC))
+    assert named(client, bucket) == "s3://b/one"
+
+
+def test_a_failure_says_that_the_export_is_published(there: Bucket, client: Any, bucket: str) -> None:
+    """What can't be moved does not make the export undone."""
+    hook(client, "PutObject", lambda params: refusal("QuotaFull"))
+    with pytest.raises(
+        StoreError, match=r"\ns3://b/one is published, but .*latest\.json does not name it yet\.\n"
+    ) as caught:
+        manifest.move_latest(there, LATEST, "s3://b/one", NOON)
+    assert caught.value.published is True

@@ -1,4 +1,4 @@
-"""preview(): what an export would do, and that it does nothing."""
+"""Export.preview(): what an export would do, and that it does nothing."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 import sqlalchemy as sa
 
 from orders.models import select_orders_by
-from streaming_export import InvalidArgument, QueryError, export, preview
+from streaming_export import DatabaseError, InvalidArgument
 from tests.conftest import content, keys, open_uploads
+from tests.streaming_export.exporting import export, preview
 
 SECRET = "jane@example.com"
 
@@ -63,5 +64,5 @@ def test_a_preview_refuses_what_an_export_refuses(exporter: sa.Engine, client: A
         preview("SELECT 1 AS one", key="a.csv", yield_per=0, **arguments)
     with pytest.raises(InvalidArgument, match="key="):
         preview("SELECT 1 AS one", key="../a.csv", **arguments)
-    with pytest.raises(QueryError, match="nowhere"):
+    with pytest.raises(DatabaseError, match="nowhere"):
         preview("SELECT * FROM nowhere", key="a.csv", **arguments)

@@ -271,9 +271,7 @@ def test_a_late_event_does_not_bring_old_rows_back(
     assert load(old).outcome == "outdated"
 
 
-def test_a_late_event_of_another_window_is_loaded(
-    publish: Publish, load: Load, loaded: Callable[[], list[Any]]
-) -> None:
+def test_a_late_event_of_another_window(publish: Publish, load: Load, loaded: Callable[[], list[Any]]) -> None:
     """A later snapshot of another window says nothing of this one's rows."""
     one = publish("SELECT 1::bigint AS id", key="one.csv", window=WINDOW)
     load(publish("SELECT 2::bigint AS id", window=(WINDOW[1], "2026-11-03T00:00:00+00:00")))

@@ -70,6 +70,15 @@ class Query:
         """The statement that counts the query's rows."""
         return f"SELECT count(*) FROM {self._source}"
 
+    def count_after(self, key: str | None, literal: Callable[[str], str]) -> str:
+        """The statement that counts the rows after a key, those whose key is NULL too.
+
+        :param key: text of a key; None for all rows.
+        :param literal: writes a text as SQL.
+        """
+        where = f" WHERE {self._key.column} > {literal(key)} OR {self._key.column} IS NULL" if key is not None else ""
+        return f"{self.count()}{where}"
+
     def nothing(self) -> str:
         """The statement that reads no row, and has Postgres plan the query and lock all that it reads."""
         return f"SELECT * FROM {self._source} LIMIT 0"

@@ -186,7 +186,7 @@ class Reader:
 def walk(connection: sa.Connection, query: Query, yield_per: int) -> Iterator[tuple[int, str | None]]:
     """Walk along the key once, `yield_per` rows at a time: the rows passed, and the key of the last one, as text.
 
-    The key is None for rows without one, and after the last row.
+    The key is None for the rest, less than `yield_per` rows and all those whose key is NULL.
 
     :param connection: used by nobody else meanwhile.
     """
@@ -195,16 +195,17 @@ def walk(connection: sa.Connection, query: Query, yield_per: int) -> Iterator[tu
     # The planner prepares a cursor for being left early, so the first range does not wait for a sort where an
     # index gives the order (PostgreSQL manual, 19.7.4, cursor_tuple_fraction).
     cursor.execute(f"DECLARE batch_keys NO SCROLL CURSOR FOR {query.keys()}")
+    last = None
     while True:
-        rows = 0
-        if yield_per > 1:  # MOVE 0 stays where it is, and counts that row again
-            cursor.execute(f"MOVE {yield_per - 1} FROM batch_keys")
-            rows = cursor.rowcount
-        cursor.execute("FETCH FROM batch_keys")
+        cursor.execute(f"FETCH RELATIVE {yield_per} FROM batch_keys")
         row = cursor.fetchone()
-        yield (rows, None) if row is None else (rows + 1, row[0])
-        if row is None:
-            return
+        if row is None or row[0] is None:
+            break
+        last = row[0]
+        yield yield_per, last
+    # How many rows a FETCH has passed before the end, nobody says.
+    cursor.execute(query.count_after(last, lambda text: str(cursor.mogrify("%s", (text,)).decode())))
+    yield int(cursor.fetchone()[0]), None
 
 
 def read_rows(connection: sa.Connection, query: Query, yield_per: int) -> Iterator[tuple[bytes, int]]:

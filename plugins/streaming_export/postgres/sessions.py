@@ -45,19 +45,18 @@ class Sessions:
         self._users_engine = engine
         if secrets:
             sa.event.listen(engine, "do_connect", self._add_secrets)
-        self._engine = sa.Engine(
-            NullPool(self._connect, dialect=engine.dialect), engine.dialect, engine.url, hide_parameters=True
-        )
+        self._engine = unpooled(engine, self._connect)
         self._ours = threading.local()
         self._connections: list[sa.Connection] = []
         self._pids: list[int] = []
         self._cancelled_at: float | None = None
 
-    def open(self, snapshot: str | None, lock_timeout: float) -> sa.Connection:
+    def open(self, snapshot: str | None, lock_timeout: float, *, unless_set: bool = False) -> sa.Connection:
         """A connection in a read-only transaction; to be used by one thread.
 
         :param snapshot: id of an exported snapshot; None for one of its own, taken by its first statement.
-        :param lock_timeout: seconds that a statement may wait for a lock; the role's own setting goes before it.
+        :param lock_timeout: seconds that a statement may wait for a lock.
+        :param unless_set: whether the role's own setting goes before it.
         :raises DatabaseError: if the secrets have not arrived.
         """
         with translated("connecting to the database"):
@@ -68,7 +67,9 @@ class Sessions:
         if snapshot is not None:
             join(connection, snapshot)
         calls = [sa.func.set_config(name, value, False) for name, value in self._settings.items()]
-        calls.append(sa.func.set_config("lock_timeout", _unless_set("lock_timeout", f"{lock_timeout:.0f}s"), False))
+        timeout = f"{lock_timeout:.0f}s"
+        timeout = _unless_set("lock_timeout", timeout) if unless_set else timeout
+        calls.append(sa.func.set_config("lock_timeout", timeout, False))
         arrived = [sa.func.current_setting(name, True) for name in self._secrets]
         pid, *found = connection.execute(sa.select(sa.func.pg_backend_pid(), *arrived, *calls)).one()
         if list(found[: len(arrived)]) != list(self._secrets.values()):
@@ -107,21 +108,19 @@ class Sessions:
         _within(_CLOSE_SECONDS, [connection.close for connection in connections])
 
     def _connect(self) -> Any:
-        """A new connection of the driver, made as the engine makes them."""
         self._ours.connecting = True
         try:
-            made = self._pool.recreate().connect()
+            return _new_connection(self._pool)
         finally:
             self._ours.connecting = False
-        connection = made.driver_connection
-        made.detach()
-        return connection
 
     def _add_secrets(
         self, dialect: sa.Dialect, record: object, arguments: list[Any], parameters: dict[str, Any]
     ) -> None:
         if getattr(self._ours, "connecting", False):  # not for other users of the engine
-            options = [parameters.get("options"), *(f"-c {name}={value}" for name, value in self._secrets.items())]
+            # libpq reads PGOPTIONS only where it is given no options.
+            given = parameters.get("options") or os.environ.get("PGOPTIONS")
+            options = [given, *(f"-c {name}={value}" for name, value in self._secrets.items())]
             parameters["options"] = " ".join(filter(None, options))
 
     def _cut(self) -> None:
@@ -137,6 +136,15 @@ class Sessions:
         ours = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = ANY(%s) AND usename = current_user"
         with contextlib.closing(self._connect()) as connection:
             connection.cursor().execute(ours, (self._pids,))
+
+
+def unpooled(engine: sa.Engine, connect: Callable[[], Any] | None = None) -> sa.Engine:
+    """An engine whose connections are made as those of another, but neither come from its pool nor go there.
+
+    :param connect: makes a connection of the driver.
+    """
+    pool = NullPool(connect or (lambda: _new_connection(engine.pool)), dialect=engine.dialect)
+    return sa.Engine(pool, engine.dialect, engine.url, hide_parameters=True)
 
 
 def _unless_set(setting: str, value: str) -> Any:
@@ -166,6 +174,14 @@ def fetch_as_text(connection: sa.Connection, query: Query) -> None:
     oids = tuple(key | {column.oid for column in query.columns})
     as_text = psycopg2.extensions.new_type(oids, "SERVER_TEXT", psycopg2.extensions.UNICODE)
     psycopg2.extensions.register_type(as_text, driver_connection(connection))
+
+
+def _new_connection(pool: sa.Pool) -> Any:
+    """A new connection of the driver, made as a pool makes them."""
+    made = pool.recreate().connect()
+    connection = made.driver_connection
+    made.detach()
+    return connection
 
 
 def _within(seconds: float, actions: list[Callable[[], None]]) -> None:

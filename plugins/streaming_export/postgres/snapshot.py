@@ -123,7 +123,7 @@ class Snapshot:
 
         :param again: whether to return False, with everything released, if somebody got in between.
         """
-        first = self._sessions.open(None, lock_seconds)
+        first = self._sessions.open(None, lock_seconds, unless_set=True)
         self.query = self._describe_query(first)
         try:
             self.owner = self._sessions.open(None, _SECOND_LOCK_SECONDS)

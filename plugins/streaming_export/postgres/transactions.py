@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from streaming_export.cancellation import Stop
 from streaming_export.errors import TransactionsRunning
 from streaming_export.postgres.errors import translated
+from streaming_export.postgres.sessions import unpooled
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,8 @@ def wait_for_older(engine: sa.Engine, end: datetime, timeout: float, application
     settled: datetime | str = "infinity"
     # Within one transaction the answer would stay the same.
     autocommit = {"isolation_level": "AUTOCOMMIT"}
-    with translated("looking for transactions"), engine.connect().execution_options(**autocommit) as connection:
+    connections = unpooled(engine)
+    with translated("looking for transactions"), connections.connect().execution_options(**autocommit) as connection:
         connection.execute(sa.select(sa.func.set_config("application_name", application_name, False)))
         while True:
             found = connection.execute(_RUNNING, {"end": end, "settled": settled}).one()

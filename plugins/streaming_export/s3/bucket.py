@@ -63,9 +63,7 @@ class _Quirks:
 
 
 class Bucket:
-    """A bucket, and how to write to it.
-
-    A request that fails transiently is tried again with growing pauses.
+    """A bucket. A request that fails transiently is tried again, with growing pauses.
 
     :param client: a boto3 S3 client; its own retries come on top.
     :param name: of the bucket.
@@ -111,11 +109,7 @@ class Bucket:
 
     @property
     def checksums(self) -> bool:
-        """Whether the store is given, and asked for, a CRC32 of each whole object.
-
-        Not if the user chose another checksum, or none for a store that knows none (botocore's
-        ``request_checksum_calculation``).
-        """
+        """Whether the store is given a CRC32 of each whole object: unless the user chose another checksum, or none."""
         wanted = self.client.meta.config.request_checksum_calculation in (None, "when_supported")
         return wanted and "ChecksumAlgorithm" not in self.extra_args
 
@@ -285,7 +279,6 @@ class Bucket:
         return getattr(self.client, operation)(**{**where, **known, **arguments})
 
     def _members(self, operation: str) -> set[str]:
-        """The arguments that an operation knows."""
         name = self.client.meta.method_to_api_mapping[operation]
         return set(self.client.meta.service_model.operation_model(name).input_shape.members)
 
@@ -296,10 +289,7 @@ class Bucket:
         return {"IfMatch": f'"{replaces}"'} if replaces else {"IfNoneMatch": "*"}
 
     def distrust_conditions(self, why: str) -> None:
-        """Write without conditions from here on: the store does not know them, or gets them wrong (Ceph RGW).
-
-        :param why: what the store did, for the log.
-        """
+        """Write without conditions from here on, and log why: the store does not know them, or gets them wrong."""
         if self._quirks.conditional:
             log.warning("%s: writing without conditions. Of two exports to one key, the last writer wins.", why)
         self._quirks.conditional = False

@@ -1,67 +1,32 @@
-"""Turns the bytes of an export into one file or several, each with its header, compressed or not."""
+"""Turns the bytes of an export into one file or several, each with its header row, compressed or not."""
 
 from __future__ import annotations
 
-import posixpath
 import re
-import urllib.parse
 from bisect import bisect_right
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal
-
-import zstandard
-from isal import isal_zlib
+from typing import Any
 
 from streaming_export.cancellation import Stop
-from streaming_export.errors import InvalidArgument, StoreError
+from streaming_export.errors import StoreError
 from streaming_export.s3.bucket import Bucket
+from streaming_export.s3.layout import FileLayout
 from streaming_export.s3.parts import part_bytes_for
 from streaming_export.s3.upload import StoredObject, Upload
-
-Compression = Literal["gzip", "zstd"]
-
-#: Bytes that the key of a file may be longer than that of its export.
-LONGEST_SUFFIX = len("-00001.zst")
 
 # A row ends at the first line break that is not between quotes; a quote inside quotes is doubled.
 _ROW = re.compile(rb'(?:[^"\n]++|"[^"]*+")*+\n')
 
-_GZIP_FORMAT = 31  # zlib manual, deflateInit2: a window of 32 KiB (15), with gzip's header (16)
 
-
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """How a compressed file is named, and made.
-
-    :param extension: what is added to the key.
-    :param content_encoding: its ``Content-Encoding`` (IANA, HTTP Content Coding Registry).
-    :param compressor: makes an object with ``compress(data)`` and ``flush()``.
-    """
-
-    extension: str
-    content_encoding: str
-    compressor: Callable[[], Any]
-
-
-# Both at level 1, which keeps up with several readers. Higher levels of ISA-L are slower and hardly smaller; zstd at 3
-# takes twice the time for rows of a table without getting smaller.
-_ENCODINGS: dict[str, Encoding] = {
-    "gzip": Encoding(".gz", "gzip", lambda: isal_zlib.compressobj(1, wbits=_GZIP_FORMAT)),
-    "zstd": Encoding(".zst", "zstd", lambda: zstandard.ZstdCompressor(level=1, write_checksum=True).compressobj()),
-}
-
-
-def check_extension(key: str, compression: Compression | None) -> None:
-    """Refuse a key whose extension promises a compression that the file does not have.
-
-    :raises InvalidArgument: naming the key.
-    """
-    for name, encoding in _ENCODINGS.items():
-        if key.endswith(encoding.extension) and name != compression:
-            stored = f"{compression or 'plain CSV'} under {encoding.extension}"
-            raise InvalidArgument("key", key, f'it stores {stored}; pass compression="{name}" or another key')
+def row_ends(data: bytes) -> list[int]:
+    """Where the rows end that end in `data`, which begins with the begin of a row."""
+    ends, start = [], 0
+    # Not finditer(): it would look for a row at each byte of one that has not ended.
+    while match := _ROW.match(data, start):
+        start = match.end()
+        ends.append(start)
+    return ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,57 +47,6 @@ class ExportedFile:
     sha256: str
     etag: str
     parts: int
-
-
-@dataclass(frozen=True, slots=True)
-class FileLayout:
-    """What the files of an export look like.
-
-    :param header: the header row, the same in each file.
-    :param compression: of the files.
-    :param max_rows: data rows of a file; None for no limit.
-    :param max_bytes: bytes of CSV of a file, before compression; None for no limit. A single row may be more.
-    """
-
-    header: bytes
-    compression: Compression | None = None
-    max_rows: int | None = None
-    max_bytes: int | None = None
-
-    @property
-    def split(self) -> bool:
-        """Whether there can be several files; they are numbered then."""
-        return self.max_rows is not None or self.max_bytes is not None
-
-    def key(self, key: str, number: int) -> str:
-        """The key of file `number` (from 1) of an export to `key`.
-
-        :raises InvalidArgument: see `check_extension`.
-        """
-        check_extension(key, self.compression)
-        stem = key.removesuffix(self._extension)
-        if self.split:
-            stem, suffix = posixpath.splitext(stem)
-            stem = f"{stem}-{number:05}{suffix}"
-        return stem + self._extension
-
-    def headers(self, key: str) -> dict[str, str]:
-        """What a browser needs to save the file at `key` under its own name, decompressed (RFC 6266, RFC 9110 8.4)."""
-        name = key.rsplit("/", 1)[-1].removesuffix(self._extension)
-        quoted = urllib.parse.quote(name, safe="")
-        form = f'filename="{name}"' if name == quoted else f"filename*=UTF-8''{quoted}"
-        headers = {"ContentType": "text/csv", "ContentDisposition": f"attachment; {form}"}
-        if self.compression:
-            headers["ContentEncoding"] = _ENCODINGS[self.compression].content_encoding
-        return headers
-
-    def compressor(self) -> Any:
-        """What compresses one file: an object with ``compress(data)`` and ``flush()``; None for no compression."""
-        return _ENCODINGS[self.compression].compressor() if self.compression else None
-
-    @property
-    def _extension(self) -> str:
-        return _ENCODINGS[self.compression].extension if self.compression else ""
 
 
 class _File:
@@ -230,6 +144,8 @@ class FileWriter:
         exported: list[ExportedFile] = []
         try:
             for file in self._files:
+                if self.visible:
+                    file.upload.commit()
                 exported.append(file.exported(file.upload.complete()))
                 self.visible += 1
         except StoreError as exc:
@@ -263,7 +179,7 @@ class FileWriter:
 
     def _write_split(self, data: bytes) -> None:
         """Write whole rows to the file they fit in; keep the row that has not ended."""
-        ends = [match.end() for match in _ROW.finditer(data)]
+        ends = row_ends(data)
         start = done = 0
         while done < len(ends):
             file = self._files[-1]

@@ -6,7 +6,6 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from botocore.exceptions import BotoCoreError
@@ -77,7 +76,7 @@ class Upload:
         self._size = 0
         self._sha256 = hashlib.sha256()
         self._crc32 = 0
-        self._done = self._finished = False
+        self._done = self._finished = self._committed = False
 
     @property
     def size(self) -> int:
@@ -90,8 +89,7 @@ class Upload:
         :raises StoreError: if the bucket is not there, or the store does not answer.
         """
         try:
-            # Before looking at what is there: a completion that a killed attempt has left on its way can't come
-            # between any more.
+            # First: a completion that a killed attempt has left on its way can't come between any more then.
             for upload_id, started in self._bucket.unfinished_uploads(self.key):
                 log.warning("Aborting an unfinished upload of %s, started %s.", self.url, started)
                 self._abort_upload(upload_id)
@@ -154,6 +152,10 @@ class Upload:
         self._part = bytearray()
         parts.wait()
 
+    def commit(self) -> None:
+        """From here on a stop does not keep the object back: others of its export are visible already."""
+        self._committed, self._bucket = True, self._bucket.within(Stop())
+
     def complete(self) -> StoredObject:
         """Make the object visible, in one step, and check it.
 
@@ -162,7 +164,8 @@ class Upload:
         :raises VerificationError: if the store holds something else than was sent.
         :raises Stopped: if the export shall end.
         """
-        self._stop.check()
+        if not self._committed:
+            self._stop.check()
         sent = Sent(self._export_id, self._size, base64_crc32(self._crc32))
         if not self._publish(sent):
             raise Superseded(
@@ -194,8 +197,7 @@ class Upload:
             self._stop.set(reason or cancelled())
         gone = self._abort_upload(self._parts.upload_id)
         if flying and gone:
-            # A part that was on its way may have been stored after the abort (Amazon S3 API Reference,
-            # AbortMultipartUpload).
+            # A part on its way may be stored after an abort (Amazon S3 API Reference, AbortMultipartUpload).
             self._parts.settle(_ABORT_SECONDS)
             gone = self._abort_upload(self._parts.upload_id)
         return gone
@@ -210,9 +212,7 @@ class Upload:
     def __enter__(self) -> Upload:
         return self.open()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _: object, exc: BaseException | None, trace: object) -> None:
         self.abort(exc)
 
     def _send_part(self) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
-import psycopg2
-import psycopg2.extensions
 import pytest
 import sqlalchemy as sa
 
 from demo import services
 from streaming_export import DatabaseError, Options, open_csv
+from tests.conftest import let_export
+from tests.streaming_export.postgres.statements import another, watched
 from tests.streaming_export.waiting import PATIENCE, Running, eventually
 
 OLD, NEW = 300, 400
+
+SIDE_BY_SIDE = 12  # at a time: the server takes 100 connections
 
 #: By name: what makes the table, with OLD rows, and what changes it to NEW rows, in one transaction.
 TABLE = f"""
@@ -67,7 +73,13 @@ class Change:
     def begin(self) -> None:
         """Return when all is done but for the commit, or when it waits for a lock."""
         self._running = Running(self._work)
-        assert eventually(lambda: self._done or self._waits())
+        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            assert eventually(lambda: self._done or self._waits(connection))
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has begun."""
+        return self._running is not None
 
     def finish(self) -> None:
         """Commit; it may have to wait for the export, which must not wait for it then."""
@@ -87,27 +99,14 @@ class Change:
             self._done = True
             assert self._commit.wait(PATIENCE)
 
-    def _waits(self) -> bool:
+    def _waits(self, connection: sa.Connection) -> bool:
         sql = f"SELECT FROM pg_stat_activity WHERE pid = {self._pid} AND wait_event_type = 'Lock'"
-        with self._engine.connect() as connection:
-            return bool(connection.exec_driver_sql(sql).fetchall())
+        return bool(connection.exec_driver_sql(sql).fetchall())
 
 
-def exporting(engine: sa.Engine, schema: str, before: Callable[[str], None]) -> sa.Engine:
-    """An engine of the role that exports, which calls `before` with each statement."""
-
-    class Cursor(psycopg2.extensions.cursor):
-        def execute(self, query: Any, vars: Any = None) -> None:
-            before(str(query))
-            super().execute(query, vars)
-
-        def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
-            before(str(sql))
-            super().copy_expert(sql, file, size)
-
-    url = engine.url.set(username=services.EXPORTER)
-    arguments = {"cursor_factory": Cursor, "options": f"-c search_path={schema}"}
-    return sa.create_engine(url, poolclass=sa.NullPool, connect_args=arguments)
+def search(schema: str) -> dict[str, str]:
+    """Connect arguments with a schema as search path."""
+    return {"options": f"-c search_path={schema}"}
 
 
 def read(engine: sa.Engine, way: dict[str, Any]) -> list[str]:
@@ -121,69 +120,107 @@ def rows_of(engine: sa.Engine) -> list[str]:
         return sorted(f"{key},{value}" for key, value in connection.exec_driver_sql("SELECT id, v FROM t"))
 
 
+@contextmanager
+def a_table(engine: sa.Engine, table: str) -> Iterator[tuple[sa.Engine, str]]:
+    """A new schema with a table, and an engine with it as its search path."""
+    schema = f"reload_{uuid.uuid4().hex}"
+    own = sa.create_engine(engine.url, connect_args=search(schema))
+    with own.begin() as connection:
+        connection.exec_driver_sql(f"CREATE SCHEMA {schema}")
+        let_export(connection, schema)
+        connection.exec_driver_sql(table)
+    yield own, schema
+    with own.begin() as connection:
+        connection.exec_driver_sql(f"DROP SCHEMA {schema} CASCADE")
+    own.dispose()
+
+
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize(("table", "change"), CHANGES.values(), ids=CHANGES)
 def test_a_change_that_is_open_is_waited_for(
-    engine: sa.Engine, schema: str, table: str, change: str, way: dict[str, Any]
+    engine: sa.Engine, exporter: sa.Engine, table: str, change: str, way: dict[str, Any]
 ) -> None:
     """A change that has begun and not ended is waited for, as a SELECT would wait; the rows are the new ones."""
-    with engine.begin() as connection:
-        connection.exec_driver_sql(table)
-    other = Change(engine, change)
-    other.begin()
-    reading = Running(lambda: read(exporting(engine, schema, lambda _: None), way))
-    waiting = (
-        f"SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND usename = '{services.EXPORTER}'"
-        " AND application_name = 'streaming_export'"
-    )
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        assert eventually(lambda: connection.exec_driver_sql(waiting).fetchall())
-    other.end()
-    assert reading.ends()
-    assert reading.error is None
-    assert reading.result == rows_of(engine)
-    assert len(rows_of(engine)) == NEW
+    with a_table(engine, table) as (own, schema):
+        other = Change(own, change)
+        other.begin()
+        reading = Running(lambda: read(another(exporter, connect_args=search(schema)), way))
+        waiting = (
+            f"SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND usename = '{services.EXPORTER}'"
+            " AND application_name = 'streaming_export'"
+        )
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            assert eventually(lambda: connection.exec_driver_sql(waiting).fetchall())
+        other.end()
+        assert reading.ends()
+        assert reading.error is None
+        assert reading.result == rows_of(own)
+        assert len(rows_of(own)) == NEW
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize(("table", "change"), CHANGES.values(), ids=CHANGES)
-def test_a_change_between_two_steps(
-    engine: sa.Engine, schema: str, table: str, change: str, way: dict[str, Any]
-) -> None:
+def test_a_change_between_two_steps(engine: sa.Engine, exporter: sa.Engine, table: str, change: str) -> None:
     """A change that begins before any statement of an export gives the old rows, the new ones, or an error."""
-    step, outcomes = 0, set()
-    while (outcome := _outcome(engine, schema, table, change, way, step)) is not None:
-        outcomes.add(outcome)
-        step += 1
-    assert step > 8, "the export has more steps"
-    assert outcomes <= {"old", "new", "error"}
-    assert "old" in outcomes
-    assert "new" in outcomes
+
+    def run(way: str, step: int | None) -> tuple[str, int]:
+        with a_table(engine, table) as (own, schema):
+            return _outcome(own, another(exporter, connect_args=search(schema)), change, WAYS[way], step)
+
+    # Side by side, since most of the time somebody waits for a lock.
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        undisturbed = dict(zip(WAYS, pool.map(run, WAYS, itertools.repeat(None)), strict=True))
+        steps = [(way, step) for way, (_, statements) in undisturbed.items() for step in range(statements)]
+        ends = pool.map(lambda step: run(*step), steps)
+        outcomes = [(*step, outcome) for step, (outcome, _) in zip(steps, ends, strict=True)]
+    for way, (outcome, statements) in undisturbed.items():
+        assert outcome == "old"
+        assert statements > 8, "the export has more steps"
+        found = {outcome for of, _, outcome in outcomes if of == way}
+        assert {"old", "new"} <= found, way
+    assert [one for one in outcomes if one[2] not in ("old", "new", "error")] == []
 
 
-def _outcome(engine: sa.Engine, schema: str, table: str, change: str, way: dict[str, Any], step: int) -> str | None:
-    """What an export reads when the change begins before its statement `step`; None if it has none."""
-    with engine.begin() as connection:
-        connection.exec_driver_sql("DROP TABLE IF EXISTS t, retired")
-        connection.exec_driver_sql(table)
-    old, statements, lock = rows_of(engine), 0, threading.Lock()
-    other = Change(engine, change)
+def test_a_patient_role_waits_for_nobody_who_waits_for_it(engine: sa.Engine, exporter: sa.Engine) -> None:
+    """Whoever asks for a lock between those of the export waits for it: it lets go soon, whatever lock_timeout is."""
+    with a_table(engine, TABLE) as (own, schema):
+        other = Change(own, CHANGES["a reload"][1])
+
+        def before(statement: str) -> None:
+            if "pg_export_snapshot" in statement and not other.begun:
+                other.begin()
+                other.finish()
+
+        patient = another(exporter, connect_args={"options": f"-c search_path={schema} -c lock_timeout=1min"})
+        reading = Running(lambda: read(watched(patient, before), WAYS["ranges"]))
+        assert reading.ends(within=20)
+        assert reading.error is None
+        other.end()
+        assert reading.result == rows_of(own)
+
+
+def _outcome(
+    own: sa.Engine, exporter: sa.Engine, change: str, way: dict[str, Any], step: int | None
+) -> tuple[str, int]:
+    """What an export reads when the change begins before its statement `step`, and how many statements it has."""
+    old, statements, lock = rows_of(own), 0, threading.Lock()
+    other = Change(own, change)
 
     def before(statement: str) -> None:
         nonlocal statements
         with lock:
-            statements += 1
-            if statements == step + 1:
+            if statements == step:
                 other.begin()
                 other.finish()
+            statements += 1
 
     try:
-        rows = read(exporting(engine, schema, before), way)
+        rows = read(watched(exporter, before), way)
     except DatabaseError as exc:
-        assert exc.transient  # noqa: PT017 - the rows are what the test is about
-        return "error"
+        assert (exc.transient, exc.sqlstate) == (True, "55P03")  # noqa: PT017 - the rows are what the test is about
+        return "error", statements
     finally:
         other.end()
-    if statements <= step:
-        return None
-    return {tuple(old): "old", tuple(rows_of(engine)): "new"}.get(tuple(rows), f"{len(rows)} rows at step {step}")
+    if step is not None:
+        assert statements > step
+        assert rows_of(own) != old
+    return {tuple(rows_of(own)): "new", tuple(old): "old"}.get(tuple(rows), f"{len(rows)} rows"), statements

@@ -13,8 +13,9 @@ import sqlalchemy as sa
 
 from demo import services
 from demo.embedded_postgres import not_root, postgres, program
-from streaming_export import QueryError, export
+from streaming_export import DatabaseError
 from tests.conftest import content, keys, make_exporter, open_uploads
+from tests.streaming_export.exporting import export
 from tests.streaming_export.waiting import Running, eventually
 
 REPLICATION = {"wal_level": "replica", "max_wal_senders": "4"}
@@ -76,7 +77,7 @@ def test_a_conflict_with_recovery(primary: str, standby: sa.Engine, client: Any,
         connection.execute("DELETE FROM items WHERE id <= 10000")
         connection.execute("VACUUM items")
     assert exporting.ends()
-    assert isinstance(exporting.error, QueryError)
+    assert isinstance(exporting.error, DatabaseError)
     assert exporting.error.sqlstate == "40001"
     told = str(exporting.error)
     assert "Nothing was published" in told

@@ -1,0 +1,104 @@
+"""What an export reports: how far it is, and what it has done or would do."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+from streaming_export.s3.files import ExportedFile
+
+log = logging.getLogger(__name__)
+
+_PROGRESS_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """What was exported.
+
+    :param bucket: where the files are.
+    :param key: where the file is, or the first of several; None if there were no rows and `on_empty` is "skip".
+    :param rows: number of data rows, without headers.
+    :param rows_verified: whether the database counted the same number in the same snapshot.
+    :param bytes: size of all files.
+    :param sha256: of the file's content, in hex; None for several files.
+    :param etag: of the file, as the store gives it; None for several files.
+    :param parts: number of parts that were uploaded.
+    :param files: all files, in order.
+    :param manifest_url: where the manifest is; None for a piece.
+    :param snapshot_taken_at: when the snapshot that was read was taken, in ISO 8601.
+    :param seconds: from the call to the published manifest.
+    """
+
+    bucket: str
+    key: str | None
+    rows: int
+    rows_verified: bool
+    bytes: int
+    sha256: str | None
+    etag: str | None
+    parts: int
+    files: tuple[ExportedFile, ...]
+    manifest_url: str | None
+    snapshot_taken_at: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What an export would do.
+
+    :param sql: the query, with the names of its parameters in place of their values.
+    :param columns: names of the columns.
+    :param estimated_rows: by the planner.
+    :param estimated_bytes: by the planner, before compression.
+    :param targets: URL of each object that would be written, the first if there are several files, and of the
+        manifest; with what it would replace, in words, or None.
+    """
+
+    sql: str
+    columns: tuple[str, ...]
+    estimated_rows: int
+    estimated_bytes: int
+    targets: dict[str, str | None]
+
+
+class Progress:
+    """Logs how far an export is, at most every 10 seconds."""
+
+    def __init__(self, estimated_rows: int) -> None:
+        self._estimated_rows = max(1, estimated_rows)
+        self._started = self._reported = time.monotonic()
+
+    def report(self, rows: int, size: int) -> None:
+        """So many rows, and bytes of files, by now."""
+        now = time.monotonic()
+        if now - self._reported < _PROGRESS_SECONDS:
+            return
+        self._reported = now
+        log.info(
+            "%s rows, %.0f %% of the planner's estimate, %s bytes, %s rows/s.",
+            f"{rows:,}",
+            100 * rows / self._estimated_rows,
+            f"{size:,}",
+            f"{rows / (now - self._started):,.0f}",
+        )
+
+
+def log_end(result: ExportResult) -> None:
+    """Log what was published."""
+    if result.key is None:
+        log.info("The query returned no rows: nothing was written to s3://%s.", result.bucket)
+        return
+    log.info(
+        "Published s3://%s/%s%s: %s rows, %s bytes, %.1f s, %s rows/s. Manifest: %s",
+        result.bucket,
+        result.key,
+        f" and {len(result.files) - 1} more files" if len(result.files) > 1 else "",
+        f"{result.rows:,}",
+        f"{result.bytes:,}",
+        result.seconds,
+        f"{result.rows / max(result.seconds, 0.001):,.0f}",
+        result.manifest_url or "none, since it is a piece",
+    )
