@@ -25,7 +25,7 @@ from demo.scale_report import Report
 from demo.steps import alive, say
 
 HOME = FOLDER / "scale"
-DAGS = ("orders_export_daily.py", "orders_ingest.py")
+DAGS = ("dags/orders_export_daily.py", "dags/orders_ingest.py", "demo/scale_group.py")
 ORDERS_A_DAY = 5_000
 SLOTS = 2
 PATIENCE = 120.0  # seconds in which no task ends
@@ -40,6 +40,7 @@ SELECT count(*) FILTER (WHERE ti.state = 'success'), count(*) FILTER (WHERE ti.s
 FROM task_instance AS ti JOIN dag_run USING (dag_id, run_id)
 WHERE dag_id = 'orders_export_daily' AND run_type = 'backfill'
 """
+GROUP = "SELECT state FROM dag_run WHERE dag_id = 'orders_over_workers'"
 
 
 def main() -> int:
@@ -88,6 +89,13 @@ def scale(workers: int, days: int) -> Report:
             wait_for_ingest(cluster)
             report.seconds["and loaded"] = time.monotonic() - begun
             report.look()
+            say("Exporting all orders in pieces, on all workers at once: one snapshot, one manifest")
+            begun = time.monotonic()
+            add_order(cluster)
+            cluster.call("dags", "unpause", "orders_over_workers", "--yes")
+            wait_for_group(cluster)
+            report.seconds["in pieces, and loaded"] = time.monotonic() - begun
+            report.look_at_pieces()
             say("Stopping: the workers, then the rest")
         return report
 
@@ -98,7 +106,7 @@ def services_of(days: int, start: date) -> Iterator[Cluster]:
     dags = HOME / "dags"
     dags.mkdir(parents=True)
     for name in DAGS:
-        shutil.copy(services.PROJECT / "dags" / name, dags)
+        shutil.copy(services.PROJECT / name, dags)
     say("Starting PostgreSQL twice, for the orders and for Airflow, an S3 server and a broker")
     with (
         services.postgres(HOME / "orders-db") as orders,
@@ -151,6 +159,27 @@ def wait_for_days(cluster: Cluster, done: int, days: int, busy: str | None = Non
                 said = now
                 say(f"  {succeeded} of {days} days")
             time.sleep(0.1)
+
+
+def add_order(cluster: Cluster) -> None:
+    """Have the table differ from what is loaded, so that the next load shows."""
+    with psycopg.connect(cluster.orders, autocommit=True) as connection:
+        connection.execute("INSERT INTO orders SELECT max(id) + 1, 'a@b', 1, 'paid', now() FROM orders")
+
+
+def wait_for_group(cluster: Cluster) -> None:
+    """Return when the export in pieces is published and loaded. Raises RuntimeError if it failed or does not end."""
+    deadline = time.monotonic() + 2 * PATIENCE
+    with psycopg.connect(cluster.metadata, autocommit=True) as connection:
+        while time.monotonic() < deadline:
+            cluster.check()
+            states = [row[0] for row in connection.execute(GROUP)]
+            if "failed" in states:
+                raise RuntimeError("The export in pieces failed.")
+            if states == ["success"]:
+                return wait_for_ingest(cluster)
+            time.sleep(0.2)
+    raise RuntimeError("The export in pieces does not end.")
 
 
 def wait_for_ingest(cluster: Cluster) -> None:

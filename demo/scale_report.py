@@ -16,10 +16,15 @@ from demo import services
 from demo.cluster import Cluster, cpu_seconds
 
 DAILY = "orders/daily/"
+PIECES_MANIFEST = "orders/orders-in-pieces.csv.manifest.json"
 BY_WORKER = """
 SELECT hostname, count(*) FILTER (WHERE ti.state = 'success'), coalesce(sum(try_number - 1), 0)
 FROM task_instance AS ti JOIN dag_run USING (dag_id, run_id)
 WHERE dag_id = 'orders_export_daily' AND run_type = 'backfill' GROUP BY 1 ORDER BY 1
+"""
+PIECES = """
+SELECT hostname, count(*) FROM task_instance
+WHERE dag_id = 'orders_over_workers' AND task_id = 'export.export_piece' GROUP BY 1 ORDER BY 1
 """
 SUM = "SELECT count(*), coalesce(sum(hashtextextended(o::text, 0)::numeric), 0) FROM {} AS o"
 
@@ -46,6 +51,9 @@ class Report:
     manifest_rows: int = 0
     same_content: bool = False
     uploads: int = 0
+    pieces: list[tuple[str, int]] = field(default_factory=list)
+    rows_in_pieces: tuple[int, int] = (0, 0)
+    pieces_loaded: bool = False
 
     def begin(self) -> None:
         """Note what the parts have used before there was anything to do."""
@@ -61,6 +69,16 @@ class Report:
         self.same_content = table == there
         self.rows = {"table": table[0], "analytics": there[0], "files": 0}
         self._look_at_files()
+
+    def look_at_pieces(self) -> None:
+        """The same for the export in pieces: its manifest, and what was loaded of it."""
+        with psycopg.connect(self.cluster.metadata) as connection:
+            self.pieces = [(str(host), int(number)) for host, number in connection.execute(PIECES)]
+        client = services.s3_client(self.cluster.store)
+        body = client.get_object(Bucket=services.BUCKET, Key=PIECES_MANIFEST)["Body"].read()
+        table = _sum(self.cluster.orders, "orders")
+        self.rows_in_pieces = (table[0], json.loads(body)["rows"])
+        self.pieces_loaded = table == _sum(services.analytics(self.cluster.orders), "analytics.orders")
 
     def _look_at_files(self) -> None:
         client = services.s3_client(self.cluster.store)
@@ -95,6 +113,8 @@ class Report:
             wrong.append(f"{self.files} files with rows; there are {self.days} days.")
         if self.uploads:
             wrong.append(f"{self.uploads} uploads are left unfinished.")
+        if self.rows_in_pieces[0] != self.rows_in_pieces[1] or not self.pieces_loaded:
+            wrong.append("the export in pieces, as it was loaded, does not have the rows of the table.")
         if self.killed and not sum(again for *_, again in self.workers):
             wrong.append("nothing was tried again, so the killed worker was idle: run it again with more DAYS.")
         return wrong
@@ -112,6 +132,11 @@ class Report:
         yield f"  {f'rows in {self.files} files':34}{self.rows['files']:10,}   {self.ids:,} unique ids"
         yield f"  {'rows in analytics.orders':34}{self.rows['analytics']:10,}   {self._content()}"
         yield f"  {'uploads left unfinished':34}{self.uploads:10,}"
+        yield ""
+        where = ", ".join(f"{number} on {host}" for host, number in self.pieces)
+        yield f"  {'rows of the table, one more':34}{self.rows_in_pieces[0]:10,}"
+        yield f"  {'rows in its export in pieces':34}{self.rows_in_pieces[1]:10,}   {where}"
+        yield f"  {'the same, loaded':34}{'':10}   {'equal' if self.pieces_loaded else 'NOT equal'} to the table's"
         yield ""
         for what, seconds in self.seconds.items():
             yield f"  {what:34}{seconds:10.0f} s"

@@ -3,6 +3,7 @@
 from postgres_to_s3.connections import s3_bucket
 from postgres_to_s3.links import S3ObjectLink
 from postgres_to_s3.operator import PostgresToS3Operator
+from postgres_to_s3.over_workers import export_over_workers
 from postgres_to_s3.retries import RetryByCause
 
-__all__ = ["PostgresToS3Operator", "RetryByCause", "S3ObjectLink", "s3_bucket"]
+__all__ = ["PostgresToS3Operator", "RetryByCause", "S3ObjectLink", "export_over_workers", "s3_bucket"]
