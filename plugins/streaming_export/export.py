@@ -261,21 +261,9 @@ class Export:
         )
 
     def _result(self, csv: CsvStream, files: Sequence[ExportedFile], seconds: float) -> ExportResult:
-        only = files[0] if len(files) == 1 else None
-        return ExportResult(
-            bucket=self._bucket.name,
-            key=files[0].key if files else None,
-            rows=sum(file.rows for file in files),
-            rows_verified=csv.verified,
-            bytes=sum(file.bytes for file in files),
-            sha256=only.sha256 if only else None,
-            etag=only.etag if only else None,
-            parts=sum(file.parts for file in files),
-            files=tuple(files),
-            manifest_url=self._bucket.url(manifest.manifest_key(self._key)) if files and not self._is_piece else None,
-            snapshot_taken_at=csv.snapshot.info.taken_at.isoformat(),
-            seconds=round(seconds, 3),
-        )
+        url = self._bucket.url(manifest.manifest_key(self._key)) if files and not self._is_piece else None
+        taken_at = csv.snapshot.info.taken_at.isoformat()
+        return ExportResult.of(self._bucket.name, files, url, csv.verified, taken_at, seconds)
 
 
 def _check(

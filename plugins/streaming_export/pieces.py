@@ -117,20 +117,8 @@ def publish(bucket: Bucket, plan: Plan, *, stop: Stop | None = None) -> ExportRe
     except VerificationError as exc:
         exc.during("No manifest was written: what was published before stays.")
         raise
-    return ExportResult(
-        bucket=bucket.name,
-        key=files[0].key,
-        rows=rows,
-        rows_verified=True,
-        bytes=sum(file.bytes for file in files),
-        sha256=files[0].sha256 if len(files) == 1 else None,
-        etag=files[0].etag if len(files) == 1 else None,
-        parts=sum(file.parts for file in files),
-        files=tuple(files),
-        manifest_url=bucket.url(key),
-        snapshot_taken_at=plan.document["snapshot"]["taken_at"],
-        seconds=round(time.monotonic() - started, 3),
-    )
+    taken_at = plan.document["snapshot"]["taken_at"]
+    return ExportResult.of(bucket.name, files, bucket.url(key), True, taken_at, time.monotonic() - started)
 
 
 def _files(bucket: Bucket, plan: Plan, number: int) -> list[ExportedFile]:
