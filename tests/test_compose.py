@@ -294,6 +294,14 @@ def test_celery_understands_the_environment(env_file: Path, tmp_path: Path, airf
     assert b"anything" in b"".join(path.read_bytes() for path in (tmp_path / "broker").rglob("*.aof"))
 
 
+def test_the_pod_template() -> None:
+    """The example for Kubernetes is a pod with the container that Airflow looks for, and a limit for its memory."""
+    pod = yaml.safe_load((ROOT / "docs" / "pod_template.yaml").read_text())
+    (container,) = pod["spec"]["containers"]
+    assert (pod["kind"], container["name"], pod["spec"]["restartPolicy"]) == ("Pod", "base", "Never")
+    assert container["resources"]["limits"].keys() == {"memory"}
+
+
 def test_one_service_builds_the_image() -> None:
     """Two services that build the same tag fail on a fresh machine: image already exists."""
     assert [name for name, service in SERVICES.items() if "build" in service] == ["airflow-init"]
