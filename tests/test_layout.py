@@ -121,6 +121,7 @@ def test_files_are_small() -> None:
 
 
 REQUIREMENTS = ["requirements.txt", "demo/requirements.txt", "tests/requirements.txt", "benchmarks/requirements.txt"]
+REQUIREMENTS += ["requirements-celery.txt", "demo/scale-requirements.txt"]
 
 
 def lines_of(path: str) -> Iterator[tuple[str, str]]:

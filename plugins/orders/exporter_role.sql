@@ -14,9 +14,10 @@
 DO $$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'orders_exporter') THEN
-        -- An export takes a connection for each reader (two), one for the snapshot, and one more for a moment when it
-        -- is stopped: 40 are for ten exports at a time.
-        CREATE ROLE orders_exporter LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION CONNECTION LIMIT 40;
+        -- An export takes a connection for each reader (two by default) and one for the snapshot, and one more for a
+        -- moment when it is stopped: 64 are for 16 exports at a time, which is what a Celery worker of Airflow's runs
+        -- by default. For more: ALTER ROLE orders_exporter CONNECTION LIMIT …; with room in max_connections, too.
+        CREATE ROLE orders_exporter LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION CONNECTION LIMIT 64;
     END IF;
 END
 $$;

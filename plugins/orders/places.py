@@ -11,13 +11,20 @@ _TODAY = "{{ (dag_run.data_interval_end or dag_run.run_after) | ds_nodash }}"
 #: The nightly file of all orders.
 NIGHTLY_KEY = f"{PREFIX}/{TABLE.name}-{_TODAY}.csv"
 
-#: What somebody has asked for in the trigger form; a run by hand never replaces a nightly file.
+#: What the keys of all nightly files begin with, and of nothing else.
+NIGHTLY_PREFIX = f"{PREFIX}/{TABLE.name}-"
+
 _SUFFIX = "{{ '-' ~ params.suffix if params.suffix }}"
+
+#: What somebody has asked for in the trigger form; a run by hand never replaces a nightly file.
 SELECTION_KEY = PREFIX + "/manual/{{ run_id }}/" + TABLE.name + "-" + _TODAY + _SUFFIX + ".csv"
 
 #: The file of the orders of one day; needs the macro `day_of`.
 _DAY = "{{ day_of(dag_run).start | ds_nodash }}"
 DAILY_KEY = PREFIX + "/daily/dt={{ day_of(dag_run).start | ds }}/" + f"{TABLE.name}-{_DAY}.csv"
+
+#: What the keys of the files of all days begin with, and of nothing else.
+DAILY_PREFIX = f"{PREFIX}/daily/"
 
 #: Totals of one day; needs the macro `day_of`.
 BY_STATUS_KEY = f"{PREFIX}/by-status/{TABLE.name}-by-status-{_DAY}.csv"

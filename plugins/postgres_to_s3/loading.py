@@ -1,4 +1,4 @@
-"""Loads the exports that asset events tell of."""
+"""Loads published exports by Airflow's connections."""
 
 from __future__ import annotations
 
@@ -6,39 +6,42 @@ import dataclasses
 import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.sdk.exceptions import AirflowFailException
 
 from postgres_to_s3.connections import postgres_engine, s3_bucket
 from postgres_to_s3.reporting import report
 from streaming_export import ExportError, ManifestError
-from streaming_ingest import ColumnsChanged, ingest
-
-if TYPE_CHECKING:
-    from airflow.sdk.execution_time.comms import AssetEventDagRunReferenceResult
+from streaming_ingest import ColumnsChanged, catch_up, ingest
 
 log = logging.getLogger(__name__)
 
 
-def manifest_urls(events: Sequence[AssetEventDagRunReferenceResult], manifest_url: str | None) -> list[str]:
-    """The manifests to load, the oldest event's first, each once; the one given by hand goes before events.
+def load_published(
+    prefixes: Sequence[str],
+    *,
+    bucket: str,
+    schema: str,
+    table: str,
+    postgres_conn_id: str,
+    aws_conn_id: str | None,
+    add_columns: bool = False,
+) -> list[dict[str, Any]]:
+    """Load every export that is published and not loaded yet: an event only says that there may be some.
 
-    :raises AirflowFailException: if there is none.
+    Airflow can lose events that come while a run goes on, so they are no list of what to load.
+
+    :param prefixes: what the keys of the exports begin with.
+    :returns: what `streaming_ingest.IngestResult` holds, of each.
+    :raises streaming_export.ExportError: see `streaming_ingest.catch_up`.
     """
-    if manifest_url:
-        return [manifest_url]
-    told = [event.extra.get("manifest_url") for event in sorted(events, key=lambda event: event.timestamp)]
-    if not all(told):
-        raise AirflowFailException(
-            "An event of the asset names no manifest, so it is not from the export: nothing was loaded. Somebody may"
-            ' have made it by hand; trigger this DAG with {"manifest_url": "s3://…"} instead.'
-        )
-    if not told:
-        raise AirflowFailException(
-            'No event started this run: trigger it with {"manifest_url": "s3://…"}. Nothing was loaded.'
-        )
-    return list(dict.fromkeys(str(url) for url in told))
+    try:
+        where = {"engine": postgres_engine(postgres_conn_id), "bucket": s3_bucket(aws_conn_id, bucket)}
+        results = catch_up(prefixes, schema=schema, table=table, add_columns=add_columns, **where)
+    except ExportError as exc:
+        raise report(log, exc, postgres_conn_id=postgres_conn_id, aws_conn_id=aws_conn_id) from None
+    return [dataclasses.asdict(result) for result in results]
 
 
 def load_manifests(
@@ -57,7 +60,7 @@ def load_manifests(
 
     :returns: what `streaming_ingest.IngestResult` holds, of each.
     :raises streaming_export.ExportError: see `streaming_ingest.ingest`.
-    :raises AirflowFailException: for a manifest or columns that no retry makes better: later events wait meanwhile.
+    :raises AirflowFailException: for a manifest or columns that no retry makes better.
     """
     try:
         engine, store = postgres_engine(postgres_conn_id), s3_bucket(aws_conn_id, bucket)

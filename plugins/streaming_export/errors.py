@@ -4,6 +4,7 @@ ExportError                    base of everything that this project raises on pu
 ├── InvalidArgument            an argument was refused before any row was read (also a ValueError)
 ├── DatabaseError              Postgres refused a statement, failed, or is out of reach
 │   └── LoginRefused           the server does not let the role in
+├── SnapshotGone               the snapshot that was to be read on is no longer held
 ├── TransactionsRunning        transactions that began before the window's end do not end
 ├── EmptyResult                the query returned no rows and on_empty is "fail"
 ├── StoreError                 the object store refused a request, failed, or is out of reach
@@ -87,6 +88,10 @@ class DatabaseError(ExportError):
 
 class LoginRefused(DatabaseError):
     """The server does not let the role in: the login, or the database's name, is wrong."""
+
+
+class SnapshotGone(ExportError):
+    """The snapshot that was to be read on is no longer held: a new one has to be taken, and everything read anew."""
 
 
 class TransactionsRunning(ExportError):

@@ -18,6 +18,7 @@ from streaming_export.cancellation import Cancellation, Stopped
 from streaming_export.errors import DatabaseError, EmptyResult, ExportCancelled, ExportError, InvalidArgument
 from streaming_export.options import Options
 from streaming_export.postgres.query import Source
+from streaming_export.postgres.reader import EVERYTHING, KeyRange
 from streaming_export.postgres.stream import CsvStream, open_csv
 from streaming_export.postgres.transactions import Wait, wait_for_older
 from streaming_export.report import COUNT_SECONDS, ExportResult, Preview, Progress, log_end
@@ -45,6 +46,9 @@ class Export:
     :param run: what runs the export, by name; for the manifest.
     :param application_name: what ``pg_stat_activity`` shows.
     :param options: how to export.
+    :param snapshot: id of a snapshot that another transaction holds: the export reads on it, and is a piece of a larger
+        one; its files get no manifest of their own (see `streaming_export.pieces`).
+    :param key_range: of a piece: reads only keys after the first and up to the second, as text; None for no bound.
     :raises InvalidArgument: if an argument is not allowed.
     """
 
@@ -62,7 +66,10 @@ class Export:
         run: Mapping[str, str | int | None] | None = None,
         application_name: str = "streaming_export",
         options: Options | None = None,
+        snapshot: str | None = None,
+        key_range: KeyRange = EVERYTHING,
     ) -> None:
+        self._is_piece = snapshot is not None
         self._options = options or Options()
         _check(engine, key, application_name, window, self._options)
         self._layout(b"").key(key, 1)  # refuses a name that says something else
@@ -85,6 +92,8 @@ class Export:
             mask_key=mask_key,
             application_name=application_name,
             stop=self._stop,
+            snapshot=snapshot,
+            key_range=key_range,
         )
 
     def run(self) -> ExportResult:
@@ -92,6 +101,7 @@ class Export:
 
         :raises InvalidArgument: if Postgres or the store shows that an argument is not allowed; nothing was read.
         :raises DatabaseError: if Postgres refused the query or failed.
+        :raises SnapshotGone: if nobody holds the snapshot of a piece any more.
         :raises TransactionsRunning: if transactions that began before the window's end do not end.
         :raises AlreadyExists: if an object is there already, and `overwrite` is False.
         :raises EmptyResult: if there are no rows and `on_empty` is "fail".
@@ -132,7 +142,7 @@ class Export:
                     written = self._transfer(csv, files)
             with self._failures(files):
                 exported = files.complete() if written else []
-        if exported:
+        if exported and not self._is_piece:
             document = self._manifest(export_id, csv, exported, waited, started_at)
             with self._failures(files):  # no stop keeps the manifest of visible files back
                 manifest.publish(
@@ -251,21 +261,9 @@ class Export:
         )
 
     def _result(self, csv: CsvStream, files: Sequence[ExportedFile], seconds: float) -> ExportResult:
-        only = files[0] if len(files) == 1 else None
-        return ExportResult(
-            bucket=self._bucket.name,
-            key=files[0].key if files else None,
-            rows=sum(file.rows for file in files),
-            rows_verified=csv.verified,
-            bytes=sum(file.bytes for file in files),
-            sha256=only.sha256 if only else None,
-            etag=only.etag if only else None,
-            parts=sum(file.parts for file in files),
-            files=tuple(files),
-            manifest_url=self._bucket.url(manifest.manifest_key(self._key)) if files else None,
-            snapshot_taken_at=csv.snapshot.info.taken_at.isoformat(),
-            seconds=round(seconds, 3),
-        )
+        url = self._bucket.url(manifest.manifest_key(self._key)) if files and not self._is_piece else None
+        taken_at = csv.snapshot.info.taken_at.isoformat()
+        return ExportResult.of(self._bucket.name, files, url, csv.verified, taken_at, seconds)
 
 
 def _check(

@@ -28,7 +28,7 @@ from streaming_export.s3.layout import LONGEST_SUFFIX as _LONGEST_FILE_SUFFIX
 log = logging.getLogger(__name__)
 
 __all__ = ["LONGEST_SUFFIX", "File", "Manifest", "build", "current", "is_identifier", "loggable", "manifest_key"]
-__all__ += ["move_latest", "parse", "publish", "published_by", "read"]
+__all__ += ["move_latest", "of_files", "parse", "publish", "published_by", "read"]
 
 #: Bytes that no key of an export's objects is longer than that of the export.
 LONGEST_SUFFIX = _LONGEST_FILE_SUFFIX + len(".manifest.json")
@@ -81,21 +81,11 @@ def build(
     :param run: what ran the export.
     :param started_at: when the export began.
     """
-    urls = [f"s3://{bucket}/{file.key}" for file in files]
     return {
         "manifest_version": VERSION,
         "export_id": export_id,
-        "entries": [
-            {"url": url, "mandatory": True, "meta": {"content_length": file.bytes}}
-            for url, file in zip(urls, files, strict=True)
-        ],
-        "files": [
-            {"url": url, **{name: value for name, value in asdict(file).items() if name != "key"}}
-            for url, file in zip(urls, files, strict=True)
-        ],
-        "rows": sum(file.rows for file in files),
+        **of_files(bucket, files),
         "rows_verified": rows_verified,
-        "bytes": sum(file.bytes for file in files),
         "columns": [{"name": name, "type": type_name} for name, type_name in columns],
         "csv": {
             "encoding": "utf-8",
@@ -118,12 +108,29 @@ def build(
         "snapshot": {**snapshot, "taken_at": snapshot["taken_at"].isoformat()},
         "run": dict(run),
         "started_at": started_at.isoformat(),
-        "finished_at": datetime.now(UTC).isoformat(),
         "versions": {
             "python": platform.python_version(),
             "psycopg2": psycopg2.__version__.split()[0],
             "boto3": boto3.__version__,
         },
+    }
+
+
+def of_files(bucket: str, files: Sequence[ExportedFile]) -> dict[str, Any]:
+    """What a manifest says of its files, which are complete now."""
+    urls = [f"s3://{bucket}/{file.key}" for file in files]
+    return {
+        "entries": [
+            {"url": url, "mandatory": True, "meta": {"content_length": file.bytes}}
+            for url, file in zip(urls, files, strict=True)
+        ],
+        "files": [
+            {"url": url, **{name: value for name, value in asdict(file).items() if name != "key"}}
+            for url, file in zip(urls, files, strict=True)
+        ],
+        "rows": sum(file.rows for file in files),
+        "bytes": sum(file.bytes for file in files),
+        "finished_at": datetime.now(UTC).isoformat(),
     }
 
 

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ class Manifest:
     :param query_sha256: of the query's text, in hex.
     :param started_at: when the export began.
     :param finished_at: when it was published.
+    :param etag: of the manifest's own object, without quotes; None if it was not read from a store.
     """
 
     url: str
@@ -85,6 +86,7 @@ class Manifest:
     query_sha256: str
     started_at: datetime
     finished_at: datetime
+    etag: str | None = None
 
     @property
     def bytes(self) -> int:
@@ -105,7 +107,7 @@ def read(bucket: Bucket, url: str) -> Manifest:
             f"There is no manifest at {url}: its export was not published, or the bucket's lifecycle removed it.",
             "Export again.",
         )
-    return parse(found[0], bucket.name, url)
+    return replace(parse(found[0], bucket.name, url), etag=found[1])
 
 
 def parse(body: bytes, bucket: str, url: str) -> Manifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from streaming_export.s3.files import ExportedFile
@@ -29,7 +30,7 @@ class ExportResult:
     :param etag: of the file, as the store gives it; None for several files.
     :param parts: number of parts that were uploaded.
     :param files: all files, in order.
-    :param manifest_url: where the manifest is.
+    :param manifest_url: where the manifest is; None for a piece.
     :param snapshot_taken_at: when the snapshot that was read was taken, in ISO 8601.
     :param seconds: from the call to the published manifest.
     """
@@ -46,6 +47,33 @@ class ExportResult:
     manifest_url: str | None
     snapshot_taken_at: str
     seconds: float
+
+    @classmethod
+    def of(
+        cls,
+        bucket: str,
+        files: Sequence[ExportedFile],
+        manifest_url: str | None,
+        verified: bool,
+        taken_at: str,
+        seconds: float,
+    ) -> ExportResult:
+        """The result of an export of these files."""
+        only = files[0] if len(files) == 1 else None
+        return cls(
+            bucket=bucket,
+            key=files[0].key if files else None,
+            rows=sum(file.rows for file in files),
+            rows_verified=verified,
+            bytes=sum(file.bytes for file in files),
+            sha256=only.sha256 if only else None,
+            etag=only.etag if only else None,
+            parts=sum(file.parts for file in files),
+            files=tuple(files),
+            manifest_url=manifest_url,
+            snapshot_taken_at=taken_at,
+            seconds=round(seconds, 3),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,5 +133,5 @@ def log_end(result: ExportResult) -> None:
         f"{result.bytes:,}",
         result.seconds,
         f"{result.rows / max(result.seconds, 0.001):,.0f}",
-        result.manifest_url,
+        result.manifest_url or "none, since it is a piece",
     )

@@ -1,6 +1,7 @@
-"""Loads what a manifest of an export names into a Postgres table: verified, in one transaction, once."""
+"""Loads what manifests of exports name into a Postgres table: verified, each in one transaction, once."""
 
+from streaming_ingest.catch_up import NotAllLoaded, catch_up
 from streaming_ingest.ingest import IngestResult, ingest
 from streaming_ingest.table import ColumnsChanged
 
-__all__ = ["ColumnsChanged", "IngestResult", "ingest"]
+__all__ = ["ColumnsChanged", "IngestResult", "NotAllLoaded", "catch_up", "ingest"]

@@ -90,7 +90,7 @@ def ingest(
     """
     started = time.monotonic()
     try:
-        _check(engine, table, schema)
+        check_target(engine, table, schema)
         read = manifest.read(bucket, manifest_url)
         with _translated(read), engine.begin() as connection:
             target = _table(connection, schema, table, read)
@@ -104,7 +104,11 @@ def ingest(
     return IngestResult(read.url, f"{schema}.{table}", outcome, read.rows, seconds, load_again)
 
 
-def _check(engine: sa.Engine, table: str, schema: str) -> None:
+def check_target(engine: sa.Engine, table: str, schema: str) -> None:
+    """Refuse what can't be loaded into.
+
+    :raises InvalidArgument: naming the argument.
+    """
     dialect = engine.dialect
     if (dialect.name, dialect.driver) != ("postgresql", "psycopg2"):
         raise InvalidArgument("engine", f"{dialect.name}+{dialect.driver}", "postgresql+psycopg2")
@@ -134,8 +138,10 @@ def _load(target: Table, bucket: Bucket, add_columns: bool) -> Outcome:
     target.create_history()
     target.create_table()
     if target.was_loaded():
+        target.found_again()
         return "already_loaded"
     if target.is_outdated():
+        target.record("outdated")
         return "outdated"
     # Not before: an old event must not fail for columns that were added after it.
     target.match_columns(add_columns)

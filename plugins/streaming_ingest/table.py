@@ -65,7 +65,11 @@ class Table:
     def create_history(self) -> None:
         """Create the schema and the history unless they exist."""
         # IF NOT EXISTS would demand the right to create even where there is nothing to create.
-        if self._ask("SELECT to_regclass({history}::text)", history=self._text(self._history)):
+        complete = (
+            "SELECT EXISTS (SELECT FROM pg_attribute"
+            " WHERE attrelid = to_regclass({history}::text) AND attname = 'manifest_etag')"
+        )
+        if self._ask(complete, history=self._text(self._history)):
             return
         # One at a time: IF NOT EXISTS fails when another session creates the same at the same time.
         self._run("SELECT pg_advisory_xact_lock(hashtextextended({schema}, 1))", schema=sql.Literal(self.schema))
@@ -88,6 +92,7 @@ class Table:
             """,
             history=self._history,
         )
+        self._run("ALTER TABLE {history} ADD COLUMN IF NOT EXISTS manifest_etag text", history=self._history)
 
     def was_loaded(self) -> bool:
         """Whether this very manifest was loaded before."""
@@ -171,17 +176,29 @@ class Table:
         values = [self.table, manifest.sha256, manifest.url, mode, manifest.rows, *window, manifest.taken_at]
         self._run(
             "INSERT INTO {history} (table_name, manifest_sha256, manifest_url, mode, rows, window_from, window_to,"
-            " snapshot_taken_at) VALUES ({values}) ON CONFLICT (table_name, manifest_sha256) DO UPDATE SET mode ="
-            " excluded.mode, loaded_at = excluded.loaded_at",
+            " snapshot_taken_at, manifest_etag) VALUES ({values}) ON CONFLICT (table_name, manifest_sha256) DO UPDATE"
+            " SET mode = excluded.mode, loaded_at = excluded.loaded_at, manifest_etag = excluded.manifest_etag",
             history=self._history,
-            values=sql.SQL(", ").join(map(sql.Literal, values)),
+            values=sql.SQL(", ").join(map(sql.Literal, [*values, manifest.etag])),
+        )
+
+    def found_again(self) -> None:
+        """Note where the manifest, which was loaded before, was found this time: it need not be read again."""
+        self._run(
+            "UPDATE {history} SET manifest_url = {url}, manifest_etag = {etag}"
+            " WHERE table_name = {table} AND manifest_sha256 = {sha256}",
+            history=self._history,
+            url=sql.Literal(self.manifest.url),
+            etag=sql.Literal(self.manifest.etag),
+            table=sql.Literal(self.table),
+            sha256=sql.Literal(self.manifest.sha256),
         )
 
     def supersede_windows(self) -> None:
         """Note that this export of all rows has taken away what windows of later snapshots had added."""
         self._run(
             "UPDATE {history} SET mode = 'superseded'"
-            " WHERE table_name = {table} AND window_from IS NOT NULL AND snapshot_taken_at > {taken_at}",
+            " WHERE table_name = {table} AND mode = 'upserted' AND snapshot_taken_at > {taken_at}",
             history=self._history,
             table=sql.Literal(self.table),
             taken_at=sql.Literal(self.manifest.taken_at),
@@ -257,7 +274,8 @@ class Table:
 
     def _in_history(self, condition: str, **values: Any) -> bool:
         found = self._ask(
-            "SELECT EXISTS (SELECT FROM {history} WHERE table_name = {table} AND mode <> 'superseded' AND {condition})",
+            "SELECT EXISTS (SELECT FROM {history}"
+            " WHERE table_name = {table} AND mode IN ('replaced', 'upserted') AND {condition})",
             history=self._history,
             table=sql.Literal(self.table),
             condition=sql.SQL(condition).format(**values),

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from demo import services
 from demo.embedded_postgres import program
 from orders.models import select_orders
+from streaming_export import DatabaseError, Options
 from tests.conftest import content
 from tests.streaming_export.exporting import export
 
@@ -76,6 +77,27 @@ def test_the_role_can_export(exporter: sa.Engine, client: Any, bucket: str, meth
     )
     assert result.rows == ROWS
     assert json.loads(content(client, bucket, "orders.csv.manifest.json"))["older_transactions"]["unseen"] is None
+
+
+def test_the_role_has_connections_for_a_worker(exporter: sa.Engine, shop: sa.Engine, client: Any, bucket: str) -> None:
+    """An export takes a connection for each reader and one more; the limit is for 16 exports, all being stopped."""
+    role = f"ALTER ROLE {services.EXPORTER} CONNECTION LIMIT"
+    with shop.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        limit = connection.exec_driver_sql(
+            f"SELECT rolconnlimit FROM pg_roles WHERE rolname = '{services.EXPORTER}'"
+        ).scalar_one()
+        readers = Options().readers
+        assert limit == 16 * (readers + 2)
+        places: dict[str, Any] = {"engine": exporter, "client": client, "bucket": bucket, "unique_key": "id"}
+        try:
+            connection.exec_driver_sql(f"{role} {readers + 1}")
+            assert export(select_orders(), key="enough.csv", yield_per=100, **places).rows == ROWS
+            connection.exec_driver_sql(f"{role} {readers}")
+            with pytest.raises(DatabaseError, match="too many connections") as caught:
+                export(select_orders(), key="more.csv", yield_per=100, **places)
+            assert caught.value.transient
+        finally:
+            connection.exec_driver_sql(f"{role} {limit}")
 
 
 @pytest.mark.parametrize(

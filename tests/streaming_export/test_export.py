@@ -429,6 +429,7 @@ def test_public_names() -> None:
         "ObjectChanged",
         "Options",
         "Preview",
+        "SnapshotGone",
         "StoreError",
         "Superseded",
         "TransactionsRunning",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import psycopg2
@@ -97,6 +97,11 @@ class Query:
         bounds = ((">", after), ("<=", upto))
         terms = [f"{self._key.column} {operator} {literal(bound)}" for operator, bound in bounds if bound is not None]
         return f" WHERE {' AND '.join(terms)}" if terms else ""
+
+    def within(self, after: str | None, upto: str | None, literal: Callable[[str], str]) -> Query:
+        """The query of only the keys in (after, upto]; see `key_range`."""
+        where = self.key_range(after, upto, literal)
+        return replace(self, sql=f"SELECT * FROM {self._source}{where}") if where else self
 
     @property
     def _source(self) -> str:

@@ -18,7 +18,7 @@ from streaming_export.postgres.errors import database_error, translated
 from streaming_export.postgres.plan import Plan, cost_of_range
 from streaming_export.postgres.query import Query, csv_field
 from streaming_export.postgres.read_ahead import ReadAhead
-from streaming_export.postgres.sessions import driver_connection, fetch_as_text
+from streaming_export.postgres.sessions import driver_connection, fetch_as_text, text_literal
 from streaming_export.postgres.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,8 @@ Method = Literal["copy", "rows"]
 
 #: Keys (after, upto], as text; None for no bound.
 KeyRange = tuple[str | None, str | None]
-_EVERYTHING: KeyRange = (None, None)
+#: All keys.
+EVERYTHING: KeyRange = (None, None)
 
 _STOP_SECONDS = 5.0  # how long a stopped reader may take to end before it is left behind
 
@@ -126,7 +127,7 @@ class Reader:
                     after = upto
             self._read_ahead.add((after, None))
         else:
-            self._read_ahead.add(_EVERYTHING)
+            self._read_ahead.add(EVERYTHING)
         self._read_ahead.end()
         if self._owner_counts:
             self._counted = _count(self._snapshot.owner, self._query)
@@ -144,10 +145,7 @@ class Reader:
         return job
 
     def _copy(self, connection: sa.Connection) -> Callable[[KeyRange, BinaryIO], int]:
-        cursor = driver_connection(connection).cursor()
-
-        def literal(text: str) -> str:
-            return str(cursor.mogrify("%s", (text,)).decode())
+        cursor, literal = driver_connection(connection).cursor(), text_literal(connection)
 
         def read(key_range: KeyRange, writer: BinaryIO) -> int:
             cursor.copy_expert(self._query.copy(self._query.key_range(*key_range, literal)), writer)

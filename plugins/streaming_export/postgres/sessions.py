@@ -162,6 +162,12 @@ def driver_connection(connection: sa.Connection) -> Any:
     return connection.connection.driver_connection
 
 
+def text_literal(connection: sa.Connection) -> Callable[[str], str]:
+    """What writes a text as SQL, by the driver's rules for this connection."""
+    cursor = driver_connection(connection).cursor()
+    return lambda text: str(cursor.mogrify("%s", (text,)).decode())
+
+
 def fetch_as_text(connection: sa.Connection, query: Query) -> None:
     """Have the driver hand over the server's own text of the query's types, instead of Python values."""
     key = {query.key.oid} if query.key else set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from types import TracebackType
 
 import sqlalchemy as sa
 
+from streaming_export.errors import InvalidArgument, SnapshotGone
 from streaming_export.postgres.errors import sqlstate_of, translated
 from streaming_export.postgres.query import Query
 from streaming_export.postgres.sessions import Sessions, driver_connection, join
@@ -26,12 +28,17 @@ _SECOND_LOCK_SECONDS = 1.0
 
 _LOCK_NOT_AVAILABLE = "55P03"
 
+# What SET TRANSACTION SNAPSHOT answers, by version, for one that nobody holds any more.
+_GONE = ("22023", "42704", "55000")
+
+_ID = re.compile(r"[0-9A-F]+(-[0-9A-F]+)*-[0-9]+")
+
 
 @dataclass(frozen=True, slots=True)
 class SnapshotInfo:
     """What the rows of a snapshot are the rows of.
 
-    :param taken_at: when it was taken, by the server's clock.
+    :param taken_at: when it was taken, by the server's clock; of an imported one, when it was imported.
     :param wal_position: where the write-ahead log was; on a standby, how far it was replayed. None where the
         server does not tell.
     :param standby: whether the server was a standby.
@@ -55,10 +62,16 @@ class Snapshot:
     The owner exports the snapshot and keeps it alive, the others import it (PostgreSQL manual, 9.28.5 "Snapshot
     Synchronization Functions"). On exit, all are closed.
 
+    A snapshot that another transaction holds can be imported. That transaction has locked what the query reads, before
+    it took the snapshot, as above. The first connection imports the snapshot and locks; that the owner can import it
+    after that shows that the holder was still there: so the tables have been locked all the time. From then on, the
+    owner holds the snapshot for the others, and the holder may go.
+
     :param engine: an engine of the psycopg2 dialect.
     :param describe: describes the query on a connection.
     :param application_name: what ``pg_stat_activity`` shows; Postgres keeps 63 bytes of it.
     :param secrets: settings of each session that no statement may show (see `Sessions`).
+    :param imported: id of a snapshot that another transaction of the same database holds; None to take one.
     """
 
     def __init__(
@@ -67,7 +80,11 @@ class Snapshot:
         describe: Callable[[sa.Connection], Query],
         application_name: str,
         secrets: Mapping[str, str],
+        imported: str | None = None,
     ) -> None:
+        if imported is not None and not _ID.fullmatch(str(imported)):
+            raise InvalidArgument("snapshot", imported, "what pg_export_snapshot() has returned")
+        self._imported = imported
         self._describe_query = describe
         self._sessions = Sessions(engine, application_name, secrets)
         self._spare: list[sa.Connection] = []
@@ -78,6 +95,9 @@ class Snapshot:
         deadline = time.monotonic() + LOCK_SECONDS
         try:
             with translated("describing the query"):
+                if self._imported is not None:
+                    self._import(self._imported)
+                    return self
                 while not self._start(max(1.0, deadline - time.monotonic()), time.monotonic() < deadline):
                     log.info("A table of the query is being changed: waiting for the end of that.")
         except BaseException:
@@ -89,7 +109,7 @@ class Snapshot:
         """A further connection that sees the same rows, and has locked what the query reads; for one thread."""
         if self._spare:
             return self._spare.pop()
-        connection = self._sessions.open(self._id, _SECOND_LOCK_SECONDS)
+        connection = self._sessions.open(self.id, _SECOND_LOCK_SECONDS)
         self._lock(connection)
         return connection
 
@@ -107,10 +127,10 @@ class Snapshot:
         self.query = self._describe_query(first)
         try:
             self.owner = self._sessions.open(None, _SECOND_LOCK_SECONDS)
-            self._id: str = self.owner.exec_driver_sql("SELECT pg_export_snapshot()").scalar_one()
+            self._export()
             self._lock(self.owner)
             first.commit()  # a rollback would take back its settings
-            join(first, self._id)
+            join(first, self.id)
             first.exec_driver_sql(f"SET lock_timeout = '{_SECOND_LOCK_SECONDS:.0f}s'")
             self._lock(first)
         except sa.exc.DBAPIError as exc:
@@ -121,6 +141,28 @@ class Snapshot:
         self._spare.append(first)
         self.info = self._describe_snapshot()
         return True
+
+    def _import(self, snapshot: str) -> None:
+        """Lock on a connection that has imported the snapshot, then make sure that its holder was there until then."""
+        try:
+            first = self._sessions.open(snapshot, _SECOND_LOCK_SECONDS)
+            self.query = self._describe_query(first)
+            self.owner = self._sessions.open(snapshot, _SECOND_LOCK_SECONDS)
+        except sa.exc.DBAPIError as exc:
+            if sqlstate_of(exc) not in _GONE or "SET TRANSACTION SNAPSHOT" not in str(exc.statement):
+                raise
+            raise SnapshotGone(
+                f"Nobody holds the snapshot {snapshot} any more: the transaction that had exported it has ended.",
+                "Take a new snapshot, and read everything anew.",
+            ) from None
+        self._lock(self.owner)
+        self._export()
+        self._spare.append(first)
+        self.info = self._describe_snapshot()
+
+    def _export(self) -> None:
+        #: Of the snapshot, for others to import while this one is open.
+        self.id: str = self.owner.exec_driver_sql("SELECT pg_export_snapshot()").scalar_one()
 
     def _lock(self, connection: sa.Connection) -> None:
         connection.execution_options(no_parameters=True).exec_driver_sql(self.query.nothing()).close()

@@ -10,12 +10,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from streaming_export.cancellation import Stop, Stopped, cancelled
-from streaming_export.errors import DatabaseError
+from streaming_export.errors import DatabaseError, InvalidArgument
 from streaming_export.options import DEFAULT_YIELD_PER, Options
 from streaming_export.postgres.errors import translated
 from streaming_export.postgres.plan import Plan, plan
 from streaming_export.postgres.query import Query, Source, describe
-from streaming_export.postgres.reader import Reader
+from streaming_export.postgres.reader import EVERYTHING, KeyRange, Reader
+from streaming_export.postgres.sessions import text_literal
 from streaming_export.postgres.snapshot import Snapshot
 
 _QUERY_CANCELED = "57014"
@@ -125,6 +126,8 @@ def open_csv(
     mask_key: str | None = None,
     application_name: str = "streaming_export",
     stop: Stop | None = None,
+    snapshot: str | None = None,
+    key_range: KeyRange = EVERYTHING,
 ) -> CsvStream:
     """A query's CSV as bytes, from one snapshot, in flat memory.
 
@@ -140,16 +143,21 @@ def open_csv(
     :param mask_key: secret of the mask "hash", of at least 16 bytes.
     :param application_name: what ``pg_stat_activity`` shows.
     :param stop: ends the reading when it is set.
+    :param snapshot: id of a snapshot that another transaction has exported, to read on instead of one of its own.
+    :param key_range: reads only keys after the first and up to the second, as text; None for no bound.
+    :raises SnapshotGone: when the block is entered, if nobody holds the snapshot any more.
     :raises InvalidArgument: if an argument is not allowed, also when the block is entered.
     :raises DatabaseError: when the block is entered, if Postgres refuses the query, or somebody holds a lock on what it
         reads for more than `LOCK_SECONDS`.
     """
     options, stop = options or Options(), stop or Stop()
     projection = options.projection(mask_key)
-    snapshot = Snapshot(
-        engine,
-        lambda connection: describe(connection, query, parameters, unique_key, projection),
-        application_name,
-        projection.settings(),
-    )
-    return CsvStream(snapshot, options, stop)
+    if key_range != EVERYTHING and unique_key is None:
+        raise InvalidArgument("key_range", key_range, "needs unique_key")
+
+    def describe_part(connection: sa.Connection) -> Query:
+        whole = describe(connection, query, parameters, unique_key, projection)
+        return whole.within(*key_range, text_literal(connection))
+
+    view = Snapshot(engine, describe_part, application_name, projection.settings(), snapshot)
+    return CsvStream(view, options, stop)

@@ -6,8 +6,7 @@ import copy
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, MutableSequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ from streaming_export.errors import InvalidArgument, StoreError
 from streaming_export.s3 import conditional
 from streaming_export.s3.codes import GONE, REFUSED, store_error
 from streaming_export.s3.conditional import ANYTHING
+from streaming_export.s3.objects import Listed, ObjectInfo
 
 log = logging.getLogger(__name__)
 
@@ -54,24 +54,6 @@ def check_key(argument: str, key: object, most: int = MAX_KEY_BYTES) -> None:
         raise InvalidArgument(argument, key, "no leading /, no . or .. between slashes, no control characters")
     if len(key.encode()) > most:
         raise InvalidArgument(argument, key, f"at most {most} bytes of UTF-8")
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
-    """What the store says about an object.
-
-    :param size: in bytes.
-    :param etag: without quotes.
-    :param modified: when it was last written.
-    :param crc32: of the whole object, in base64; None if the store reports none.
-    :param export_id: of the export that wrote it; None if unknown.
-    """
-
-    size: int
-    etag: str
-    modified: datetime
-    crc32: str | None
-    export_id: str | None
 
 
 class _Quirks:
@@ -142,7 +124,7 @@ class Bucket:
         doing: str,
         *,
         patient: bool = True,
-        failures: list[BaseException] | None = None,
+        failures: MutableSequence[BaseException] | None = None,
         hopeless: Callable[[], bool] = lambda: False,
         **arguments: Any,
     ) -> Any:
@@ -197,6 +179,21 @@ class Bucket:
             if exc.code in GONE:
                 return None
             raise
+
+    def list(self, prefix: str, start_after: str = "") -> Iterator[Listed]:
+        """The objects whose keys begin with a prefix, in the order of their keys; a request for each 1,000.
+
+        :param start_after: only keys that come after this one.
+        :raises StoreError: if the store refused or failed; S3 demands s3:ListBucket.
+        """
+        while True:
+            page: dict[str, Any] = {"Prefix": prefix, **({"StartAfter": start_after} if start_after else {})}
+            answer = self.request("list_objects_v2", prefix, "listing", **page)
+            for found in answer.get("Contents", []):
+                start_after = found["Key"]
+                yield Listed(start_after, found["Size"], found["ETag"].strip('"'), found["LastModified"])
+            if not answer.get("IsTruncated"):
+                return
 
     def open(self, key: str, etag: str | None = None, range: str | None = None) -> Any:
         """A body to read an object from, bit by bit.
@@ -258,7 +255,7 @@ class Bucket:
         doing: str,
         call: Callable[[], Result],
         patient: bool = True,
-        failures: list[BaseException] | None = None,
+        failures: MutableSequence[BaseException] | None = None,
         hopeless: Callable[[], bool] = lambda: False,
     ) -> Result:
         pause, deadline = _FIRST_PAUSE, time.monotonic() + self.patience

@@ -12,7 +12,8 @@ from streaming_export.errors import ExportError, StoreError, Superseded, Verific
 from streaming_export.s3.codes import REFUSED, UNSUPPORTED, is_answer
 
 if TYPE_CHECKING:
-    from streaming_export.s3.bucket import Bucket, ObjectInfo
+    from streaming_export.s3.bucket import Bucket
+    from streaming_export.s3.objects import ObjectInfo
 
 #: Instead of an ETag: whatever is there may be replaced.
 ANYTHING = "*"

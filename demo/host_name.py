@@ -1,0 +1,8 @@
+"""The host name that a part of Airflow has in `make scale`, where all machines are one."""
+
+import os
+
+
+def host_name() -> str:
+    """For Airflow's setting `hostname_callable`."""
+    return os.environ["SCALE_HOST"]

@@ -1,0 +1,281 @@
+"""One table over several workers: one task holds a snapshot, others export its pieces, one publishes them all.
+
+Every piece looks by itself for what the holder has planned, and ends only once the holder has seen all of them
+complete on its snapshot; meanwhile it gives its slot back. So if the holder is lost and comes again, with a new
+snapshot and a new plan, each piece is exported anew, also those that were complete; and nothing of the old plan is in
+the manifest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import Asset, TaskGroup
+from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException
+
+from postgres_to_s3.connections import postgres_engine, s3_bucket, secret
+from postgres_to_s3.operator import PostgresToS3Operator
+from postgres_to_s3.retries import RetryByCause
+from streaming_export import Bucket, Export, ExportResult, InvalidArgument, SnapshotGone, pieces
+from streaming_export.cancellation import Cancellation, cancelled
+from streaming_export.holder import MAX_PIECES, Holder
+from streaming_export.pieces import Plan
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context, RetryPolicy
+
+# Airflow takes a mapped task's policy from the default in the signature.
+_RETRY_BY_CAUSE = RetryByCause()
+
+PLAN = "plan"  # the XCom of it
+
+_LOOK_SECONDS = 2.0  # between two looks of the holder at the pieces
+_PLAN_SECONDS = 20.0  # that a piece waits for a plan in its slot, before it gives that back
+_AGAIN_SECONDS = 15.0  # after which it comes again
+_ENDED_BADLY = {"failed", "upstream_failed", "skipped", "removed"}
+
+
+def export_over_workers(
+    group_id: str,
+    *,
+    workers: int,
+    latest_key: str | None = None,
+    outlets: Sequence[Asset] = (),
+    start_timeout: int = 300,
+    **export: Any,
+) -> TaskGroup:
+    """A task group that exports one query in pieces, on whatever workers there are, as one export.
+
+    All pieces are read on one snapshot. Their rows are compared with the database's own count; only then are there a
+    manifest, `latest_key` and events of the outlets. If the task that holds the snapshot is lost, the group starts
+    again by itself, as often as its ``retries`` allow.
+
+    For a query that takes one worker half an hour or more. The holder takes a slot of its own for as long as the
+    export runs, and its snapshot keeps VACUUM from removing rows meanwhile, in the whole database.
+
+    :param group_id: id of the group.
+    :param workers: number of pieces, of about as many rows each.
+    :param latest_key: as that of `PostgresToS3Operator`.
+    :param outlets: assets that the export updates.
+    :param start_timeout: seconds after which the holder gives up if no piece has begun: there is no slot for any.
+    :param export: arguments of `PostgresToS3Operator`; ``unique_key`` is needed, and has to be a number, a UUID, a date
+        or a time. ``preview`` and ``on_empty`` are not available.
+    :raises InvalidArgument: if an argument is not allowed.
+    """
+    if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= MAX_PIECES:
+        raise InvalidArgument("workers", workers, f"a whole number from 1 to {MAX_PIECES:,}")
+    if not export.get("unique_key"):
+        raise InvalidArgument("unique_key", export.get("unique_key"), "the name of a column: pieces are ranges of it")
+    if unknown := {"preview", "on_empty"} & export.keys():
+        raise InvalidArgument(unknown.pop(), "given", "not available for pieces")
+    of_pieces = {name: value for name, value in export.items() if name not in ("wait_for_transactions", "window")}
+    with TaskGroup(group_id) as group:
+        hold = HoldSnapshot(
+            task_id="hold_snapshot",
+            workers=workers,
+            pieces_id=f"{group_id}.export_piece",
+            start_timeout=start_timeout,
+            priority_weight=workers + 1,
+            **export,
+        )
+        ExportPiece.partial(task_id="export_piece", holder_id=hold.task_id, **of_pieces).expand(
+            piece=list(range(workers))
+        )
+        publish = PublishPieces(
+            task_id="publish", holder_id=hold.task_id, latest_key=latest_key, outlets=outlets, **export
+        )
+        hold >> publish
+    return group
+
+
+class HoldSnapshot(PostgresToS3Operator):
+    """Takes the snapshot, plans the pieces, and holds the snapshot until all of them are complete."""
+
+    def __init__(self, *, workers: int, pieces_id: str, start_timeout: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.workers = workers
+        self.pieces_id = pieces_id
+        self.start_timeout = start_timeout
+        self._cancellation = Cancellation()
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Hold the snapshot; the plan is an XCom while it does.
+
+        :raises AirflowFailException: if a piece failed for good, or none has begun.
+        """
+        ti = context["ti"]
+        bucket = s3_bucket(self.aws_conn_id, str(self.s3_bucket), self.extra_args)
+        with ExitStack() as stack:
+            holder = self._cancellation.run(lambda: stack.enter_context(self._holder(ti)))
+            ti.xcom_push(PLAN, asdict(holder.plan))
+            self._wait_for_pieces(ti, holder, bucket)
+            return {"rows": holder.plan.rows, "pieces": len(holder.plan.ranges), "link": ""}
+
+    def on_kill(self) -> None:
+        """Cancel what the server runs, and let the snapshot go."""
+        self._cancellation.cancel()
+
+    def _holder(self, ti: Any) -> Holder:
+        holder = Holder(
+            self.query,
+            self.parameters,
+            key=str(self.s3_key),
+            pieces=self.workers,
+            window=(self.window[0], self.window[1]) if self.window else None,
+            run={"dag": ti.dag_id, "task": ti.task_id, "run": ti.run_id, "try": ti.try_number},
+            stop=self._cancellation.stop,
+            options=dataclasses.replace(self.options, **self._templated()),
+            **_place(self, ti),
+        )
+        self._cancellation.on_cancel = holder.cancel
+        return holder
+
+    def _wait_for_pieces(self, ti: Any, holder: Holder, bucket: Bucket) -> None:
+        """Return when all pieces are complete, and were so while the snapshot was held."""
+        begun, deadline, wanted = False, time.monotonic() + self.start_timeout, set(range(len(holder.plan.ranges)))
+        while True:
+            complete = pieces.reported(bucket, holder.plan)
+            holder.check()  # after the look: the snapshot was held until then
+            if complete == wanted:
+                self.log.info("All %d pieces are complete.", len(wanted))
+                return
+            states = _states(ti, self.pieces_id)
+            if bad := sorted(states & _ENDED_BADLY):
+                raise AirflowFailException(
+                    f"A piece is {bad[0]}, so the export can't be complete. Nothing was published; what was published"
+                    " before stays. See the log of that piece, and clear the whole group."
+                )
+            begun = begun or bool(complete) or "running" in states
+            if not begun and time.monotonic() > deadline:
+                raise AirflowFailException(
+                    f"No piece has begun within {self.start_timeout} s: the pieces need slots beside that of this task."
+                    " Nothing was published. Add workers or slots (of the pool, too), and clear the whole group."
+                )
+            if self._cancellation.cancelled:
+                raise cancelled()
+            time.sleep(_LOOK_SECONDS)
+
+
+class ExportPiece(PostgresToS3Operator):
+    """Exports one piece of the holder's plan, and ends once the holder has seen all of them complete."""
+
+    def __init__(
+        self, *, piece: int, holder_id: str, retry_policy: RetryPolicy | None = _RETRY_BY_CAUSE, **kwargs: Any
+    ) -> None:
+        super().__init__(retry_policy=retry_policy, **kwargs)
+        self.piece = piece
+        self.holder_id = holder_id
+        self._plan: Plan | None = None
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Export the piece, unless the holder's plan has it already.
+
+        :raises AirflowRescheduleException: to come again, while there is no plan, or other pieces are not complete.
+        :raises AirflowFailException: if the holder failed for good.
+        """
+        ti = context["ti"]
+        plan = self._plan = self._wait_for_plan(ti)
+        bucket = s3_bucket(self.aws_conn_id, str(self.s3_bucket), self.extra_args)
+        if self.piece < len(plan.ranges) and self.piece not in pieces.reported(bucket, plan):
+            super().execute(context)
+        if "success" not in _states(ti, self.holder_id):
+            self._come_again(ti, "Other pieces are not complete yet")
+        there = self.piece < len(plan.ranges)
+        return {"key": plan.piece_key(self.piece) if there else None, "link": ""}
+
+    def _export(self, bucket: Bucket, ti: Any) -> Any:
+        assert self._plan is not None
+        place = _place(self, ti)
+        place["application_name"] = f"airflow {ti.dag_id}.{ti.task_id}[{self.piece}] {ti.run_id}"
+        export = Export(
+            self.query,
+            self.parameters,
+            bucket=bucket,
+            key=self._plan.piece_key(self.piece),
+            snapshot=self._plan.snapshot,
+            key_range=self._plan.ranges[self.piece],
+            options=pieces.of_piece(dataclasses.replace(self.options, **self._templated())),
+            **place,
+        )
+        return _Reported(export, self, ti, bucket)
+
+    def _wait_for_plan(self, ti: Any) -> Plan:
+        deadline = time.monotonic() + _PLAN_SECONDS
+        while not (shared := ti.xcom_pull(task_ids=self.holder_id, key=PLAN, map_indexes=-1)):
+            if time.monotonic() > deadline or _states(ti, self.holder_id) & _ENDED_BADLY:
+                self._come_again(ti, "The snapshot is not there yet")
+            time.sleep(_LOOK_SECONDS)
+        return Plan.parse(shared)
+
+    def _come_again(self, ti: Any, why: str) -> None:
+        if bad := sorted(_states(ti, self.holder_id) & _ENDED_BADLY):
+            raise AirflowFailException(
+                f"{self.holder_id} is {bad[0]}, so this piece is of no use. Nothing was published; what was published"
+                " before stays. See the log of that task, and clear the whole group."
+            )
+        self.log.info("%s: giving the slot back, and coming again in %.0f s.", why, _AGAIN_SECONDS)
+        raise AirflowRescheduleException(datetime.now(UTC) + timedelta(seconds=_AGAIN_SECONDS))
+
+
+class PublishPieces(PostgresToS3Operator):
+    """Publishes the pieces: one manifest, the pointer, and the events of the assets."""
+
+    def __init__(self, *, holder_id: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.holder_id = holder_id
+
+    def _export(self, bucket: Bucket, ti: Any) -> Any:
+        plan = Plan.parse(ti.xcom_pull(task_ids=self.holder_id, key=PLAN, map_indexes=-1))
+        return _Published(bucket, plan)
+
+
+class _Reported:
+    """A piece that reports its end, and that comes again when the snapshot is gone."""
+
+    def __init__(self, export: Export, task: ExportPiece, ti: Any, bucket: Bucket) -> None:
+        self._export, self._task, self._ti, self._bucket = export, task, ti, bucket
+        self.cancel = export.cancel
+
+    def run(self) -> ExportResult:
+        assert self._task._plan is not None
+        try:
+            result = self._export.run()
+        except SnapshotGone as exc:
+            self._task.log.warning("%s The whole group starts again as soon as its holder does.", exc.failed)
+            self._task._come_again(self._ti, "The snapshot is gone")
+        pieces.report(self._bucket, self._task._plan, self._task.piece, result.files)
+        return result
+
+
+class _Published:
+    """What `PostgresToS3Operator` runs in place of an export."""
+
+    def __init__(self, bucket: Bucket, plan: Plan) -> None:
+        self._cancellation = Cancellation()
+        self._bucket, self._plan = bucket, plan
+        self.cancel = self._cancellation.cancel
+
+    def run(self) -> ExportResult:
+        return self._cancellation.run(lambda: pieces.publish(self._bucket, self._plan, stop=self._cancellation.stop))
+
+
+def _place(task: PostgresToS3Operator, ti: Any) -> dict[str, Any]:
+    """What holder and pieces need alike."""
+    return {
+        "engine": postgres_engine(task.postgres_conn_id),
+        "unique_key": task.unique_key,
+        "mask_key": secret(task.mask_conn_id) if task.mask_conn_id else None,
+        "application_name": f"airflow {ti.dag_id}.{ti.task_id} {ti.run_id}",
+    }
+
+
+def _states(ti: Any, task_id: str) -> set[str]:
+    """States of a task of this run, of all its instances."""
+    found = ti.get_task_states(dag_id=ti.dag_id, task_ids=[task_id], run_ids=[ti.run_id])
+    return {str(state) for of_run in found.values() for state in of_run.values() if state}

@@ -1,0 +1,37 @@
+"""What the history of loads says of a table, without a manifest at hand."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from psycopg2 import sql
+
+from streaming_ingest.table import HISTORY
+
+# Without the table its rows are missing, whatever was loaded. Histories of before there was an ETag know nothing.
+_USABLE = """
+    SELECT to_regclass({table}::text) IS NOT NULL AND EXISTS (
+        SELECT FROM pg_attribute WHERE attrelid = to_regclass({history}::text) AND attname = 'manifest_etag')
+"""
+
+# The rows of a superseded window are missing.
+_KNOWN = """
+    SELECT manifest_url, manifest_etag FROM {history}
+    WHERE table_name = {table} AND mode <> 'superseded' AND manifest_etag IS NOT NULL
+"""
+
+
+def known(engine: sa.Engine, schema: str, table: str) -> set[tuple[str, str]]:
+    """URL and ETag of each manifest that was loaded, or was outdated by one that was.
+
+    :param engine: of the psycopg2 dialect, for the analytics database.
+    :raises sqlalchemy.exc.DBAPIError: if the database refuses or fails.
+    """
+    history = sql.Identifier(schema, HISTORY)
+    with engine.begin() as connection, connection.connection.cursor() as cursor:
+        names = {"history": history, "table": sql.Identifier(schema, table)}
+        texts = {name: sql.Literal(identifier.as_string(cursor)) for name, identifier in names.items()}
+        cursor.execute(sql.SQL(_USABLE).format(**texts))
+        if not cursor.fetchone()[0]:
+            return set()
+        cursor.execute(sql.SQL(_KNOWN).format(history=history, table=sql.Literal(table)))
+        return set(cursor.fetchall())
