@@ -443,7 +443,7 @@ POSTGRES = [
             "postgres",
             f"a reader's session is ended ({name})",
             _while_reading(_end_a_reader, **way),
-            None if name == "batches" else False,  # one of several may have read all that it has to
+            False if name == "rows" else None,  # COPY may have sent all by then, as far as that reader has to
             _UNPUBLISHED,
         )
         for name, way in WAYS.items()
