@@ -105,6 +105,7 @@ def schema(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("PGOPTIONS", f"-c search_path={name}")  # libpq's, of this process and its children alone
     yield name
     with engine.begin() as connection:
+        connection.exec_driver_sql("SET lock_timeout = '60s'")  # whoever still reads it must not hang the run
         connection.exec_driver_sql(f"DROP SCHEMA {name} CASCADE")
 
 

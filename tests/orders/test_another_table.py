@@ -19,6 +19,8 @@ import pytest
 import sqlalchemy as sa
 
 from demo import services
+from streaming_export import Bucket
+from streaming_ingest import ingest
 from tests.conftest import content, keys
 
 MODEL = Path(__file__).with_name("tickets.py")
@@ -80,7 +82,6 @@ def environment(project: Path, airflow_home: Path, airflow_database: None, desk:
         "AIRFLOW_CONN_ORDERS_DB": json.dumps(orders_db),
         "AIRFLOW_CONN_ANALYTICS_DB": json.dumps(analytics_db),
         "PYTHONPATH": str(project / "plugins"),
-        "NAME": "tickets",
     }
 
 
@@ -113,6 +114,9 @@ def test_all_dags_work_with_another_model(environment: dict[str, str], desk: str
     (selection,) = [key for key in keys(client, services.BUCKET) if f"tickets/manual/{run_id}/" in key]
     assert selection.endswith("-open.csv")
     assert {row["State"] for row in rows_of(client, selection)} == {"open"}
+    engine = sa.create_engine(desk.replace("postgresql://", "postgresql+psycopg2://"), poolclass=sa.NullPool)
+    url = f"s3://{services.BUCKET}/tickets/tickets-20261105.csv.manifest.json"
+    ingest(url, engine=engine, bucket=Bucket(client, services.BUCKET), schema="analytics", table="tickets")
     with psycopg.connect(desk) as connection:
         loaded = connection.execute("SELECT count(*), sum(hours), count(DISTINCT ticket) FROM analytics.tickets")
         assert [int(value) for value in loaded.fetchone() or ()] == [500, 12525, 500]
