@@ -1,4 +1,4 @@
-"""Runs every DAG of a folder that exports or looks at exports, in its order, as `airflow dags test` does, and prints what came of each as JSON.
+"""Runs every DAG of a folder that exports, or looks at exports, and prints what came of each as JSON.
 
     python run_dags.py DAY
 
