@@ -64,17 +64,24 @@ def desk(database: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def environment(project: Path, airflow_home: Path, airflow_database: None, desk: str) -> dict[str, str]:
+def environment(
+    project: Path, airflow_home: Path, airflow_database: None, desk: str, database: str, endpoint: str
+) -> dict[str, str]:
     """Airflow with the copy, with the role that the script of the model makes, and an Airflow database of its own."""
     home = project / "airflow"
     home.mkdir()
     with sqlite3.connect(airflow_home / "airflow.db") as made, sqlite3.connect(home / "airflow.db") as copy:
         made.backup(copy)
         copy.execute("DELETE FROM asset_event")  # of other tests, about files of theirs
-    orders_db = json.loads(os.environ["AIRFLOW_CONN_ORDERS_DB"]) | {"schema": "desk"}
-    analytics_db = json.loads(os.environ["AIRFLOW_CONN_ANALYTICS_DB"]) | {"schema": "desk"}
+    # Not this process's own settings, which tests before may have changed.
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PG"))}
+    settings = services.airflow_environment(home, database, endpoint)
+    orders_db = json.loads(settings["AIRFLOW_CONN_ORDERS_DB"]) | {"schema": "desk"}
+    analytics_db = json.loads(settings["AIRFLOW_CONN_ANALYTICS_DB"]) | {"schema": "desk"}
     return {
-        **os.environ,
+        **others,
+        **settings,
+        "AIRFLOW_VAR_ORDERS_EXPORT_PREFIX": "tickets",
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
         "AIRFLOW__CORE__DAGS_FOLDER": str(project / "dags"),
