@@ -251,8 +251,11 @@ def move_latest(
     try:
         for _ in range(_TRIES):
             found = bucket.read(key)
-            if found and (there := _taken_at(found[0])) and there >= taken_at:
+            there = _taken_at(found[0]) if found else None
+            if there and there >= taken_at:
                 return False
+            if found and not there:
+                log.warning("%s names no manifest and its time. This export replaces it.", bucket.url(key))
             if bucket.put(key, body, replaces=found[1] if found else None, export_id=str(uuid.uuid4())):
                 return True
         raise VerificationError(f"Others kept moving {bucket.url(key)}.", "Retry.", transient=True)
@@ -288,7 +291,8 @@ def _encode(document: Mapping[str, Any]) -> bytes:
 def _taken_at(document: bytes) -> datetime | None:
     """Of the snapshot that a document names; None for one that can't be read, and gets replaced."""
     try:
-        moment = datetime.fromisoformat(json.loads(document)["taken_at"])
-    except (TypeError, KeyError, ValueError):
+        there = json.loads(document)
+        moment, names = datetime.fromisoformat(there["taken_at"]), isinstance(there["manifest_url"], str)
+    except (TypeError, KeyError, ValueError, RecursionError):
         return None
-    return moment if moment.tzinfo else None
+    return moment if names and moment.tzinfo else None

@@ -301,12 +301,27 @@ def test_one_that_came_between(
     assert named(client, bucket) == newest
 
 
-@pytest.mark.parametrize("rubbish", [b"{", b"[]", b'{"taken_at": "yesterday"}', b'{"taken_at": 7}'])
-def test_what_cannot_be_read_is_replaced(there: Bucket, client: Any, bucket: str, rubbish: bytes) -> None:
-    """Rubbish under the key does not stop exports."""
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        b"{",
+        b"[]",
+        b"<html>",
+        b"[" * 100_000,
+        b'{"taken_at": "yesterday"}',
+        b'{"taken_at": 7}',
+        b'{"taken_at": "9999-12-31T00:00:00+00:00"}',
+    ],
+    ids=["half", "list", "html", "deep", "day", "number", "no manifest"],
+)
+def test_what_cannot_be_read_is_replaced(
+    there: Bucket, client: Any, bucket: str, rubbish: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rubbish under the key does not stop exports, and the log names it."""
     client.put_object(Bucket=bucket, Key=LATEST, Body=rubbish)
     assert manifest.move_latest(there, LATEST, "s3://b/one", datetime(2026, 1, 1, tzinfo=UTC))
     assert named(client, bucket) == "s3://b/one"
+    assert f"s3://{bucket}/{LATEST} names no manifest" in caplog.text
 
 
 def test_a_failure_says_that_the_export_is_published(there: Bucket, client: Any, bucket: str) -> None:
