@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -184,8 +185,7 @@ class PostgresToS3Operator(BaseOperator):
         :raises streaming_export.ExportError: see `streaming_export.Export.run`; its lines are in the log before.
         """
         ti = context["ti"]
-        tags = {"dag_id": ti.dag_id, "task_id": ti.task_id}
-        try:
+        with self._reporting(ti):
             self._check(rendered=True)
             bucket = s3_bucket(self.aws_conn_id, str(self.s3_bucket), self.extra_args)  # digits render as a number
             export = self._running = self._export(bucket, ti)
@@ -194,12 +194,8 @@ class PostgresToS3Operator(BaseOperator):
                 ti.xcom_push(key=summary.PREVIEW, value=found)
                 raise AirflowSkipException("This was a dry run: nothing was written.")
             result = export.run()
-            summary.count(result, tags)
+            summary.count(result, _tags(ti))
             self._move_latest(bucket, result)
-        except ExportError as exc:
-            stats.incr(f"postgres_to_s3.failures.{type(exc).__name__}", tags=tags)
-            where = {"postgres_conn_id": self.postgres_conn_id, "aws_conn_id": self.aws_conn_id}
-            raise report(self.log, exc, **where) from None
         self._result = result
         if result.key is None:
             raise AirflowSkipException(
@@ -222,6 +218,21 @@ class PostgresToS3Operator(BaseOperator):
         """Cancel the query on the server, and have the export abort its upload; returns within 3 seconds."""
         if self._running:
             self._running.cancel()
+
+    @contextlib.contextmanager
+    def _reporting(self, ti: Any, state: str = "") -> Iterator[None]:
+        """Count and log an error, and raise what is left of it.
+
+        :param state: what is published, where the error does not say so.
+        """
+        try:
+            yield
+        except ExportError as exc:
+            if state:
+                exc.during(state)
+            stats.incr(f"postgres_to_s3.failures.{type(exc).__name__}", tags=_tags(ti))
+            where = {"postgres_conn_id": self.postgres_conn_id, "aws_conn_id": self.aws_conn_id}
+            raise report(self.log, exc, **where) from None
 
     def _check(self, rendered: bool) -> None:
         """Refuse what no run could use.
@@ -270,3 +281,8 @@ class PostgresToS3Operator(BaseOperator):
         taken_at = datetime.fromisoformat(result.snapshot_taken_at)
         moved = move_latest(bucket, key, url, taken_at, {"rows": result.rows, "bytes": result.bytes})
         self.log.info("%s %s", bucket.url(key), f"names {url}." if moved else "names a later snapshot.")
+
+
+def _tags(ti: Any) -> dict[str, str]:
+    """Of a task's metrics."""
+    return {"dag_id": ti.dag_id, "task_id": ti.task_id}

@@ -38,6 +38,8 @@ PLAN = "plan"  # the XCom of it
 _LOOK_SECONDS = 2.0  # between two looks of the holder at the pieces
 _PLAN_SECONDS = 20.0  # that a piece waits for a plan in its slot, before it gives that back
 _AGAIN_SECONDS = 15.0  # after which it comes again
+# Airflow starts pieces in their order: what is complete must not take all slots with looks at what is not begun.
+_EACH_SECONDS = 5.0  # between two looks of all pieces that are complete
 _ENDED_BADLY = {"failed", "upstream_failed", "skipped", "removed"}
 
 
@@ -65,15 +67,16 @@ def export_over_workers(
     :param outlets: assets that the export updates.
     :param start_timeout: seconds after which the holder gives up if no piece has begun: there is no slot for any.
     :param export: arguments of `PostgresToS3Operator`; ``unique_key`` is needed, and has to be a number, a UUID, a date
-        or a time. ``preview`` and ``on_empty`` are not available.
+        or a time. ``preview``, ``on_empty`` and ``overwrite`` are not available.
     :raises InvalidArgument: if an argument is not allowed.
     """
     if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= MAX_PIECES:
         raise InvalidArgument("workers", workers, f"a whole number from 1 to {MAX_PIECES:,}")
     if not export.get("unique_key"):
         raise InvalidArgument("unique_key", export.get("unique_key"), "the name of a column: pieces are ranges of it")
-    if unknown := {"preview", "on_empty"} & export.keys():
-        raise InvalidArgument(unknown.pop(), "given", "not available for pieces")
+    for name in ("preview", "on_empty", "overwrite"):
+        if name in export:
+            raise InvalidArgument(name, export[name], "not available for pieces: leave it out")
     of_pieces = {name: value for name, value in export.items() if name not in ("wait_for_transactions", "window")}
     with TaskGroup(group_id) as group:
         hold = HoldSnapshot(
@@ -107,11 +110,13 @@ class HoldSnapshot(PostgresToS3Operator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Hold the snapshot; the plan is an XCom while it does.
 
+        :raises streaming_export.ExportError: if the database or the store fails; its lines are in the log before.
         :raises AirflowFailException: if a piece failed for good, or none has begun.
         """
         ti = context["ti"]
-        bucket = s3_bucket(self.aws_conn_id, str(self.s3_bucket), self.extra_args)
-        with ExitStack() as stack:
+        with self._reporting(ti, "Nothing was published."), ExitStack() as stack:
+            self._check(rendered=True)
+            bucket = s3_bucket(self.aws_conn_id, str(self.s3_bucket), self.extra_args)
             holder = self._cancellation.run(lambda: stack.enter_context(self._holder(ti)))
             ti.xcom_push(PLAN, asdict(holder.plan))
             self._wait_for_pieces(ti, holder, bucket)
@@ -181,12 +186,13 @@ class ExportPiece(PostgresToS3Operator):
         """
         ti = context["ti"]
         plan = self._plan = self._wait_for_plan(ti)
-        bucket = s3_bucket(self.aws_conn_id, str(self.s3_bucket), self.extra_args)
-        if self.piece < len(plan.ranges) and self.piece not in pieces.reported(bucket, plan):
+        there = self.piece < len(plan.ranges)
+        with self._reporting(ti, "Nothing was published."):
+            complete = pieces.reported(s3_bucket(self.aws_conn_id, str(self.s3_bucket), self.extra_args), plan)
+        if there and self.piece not in complete:
             super().execute(context)
         if "success" not in _states(ti, self.holder_id):
-            self._come_again(ti, "Other pieces are not complete yet")
-        there = self.piece < len(plan.ranges)
+            self._come_again(ti, "Other pieces are not complete yet", len(complete) * _EACH_SECONDS)
         return {"key": plan.piece_key(self.piece) if there else None, "link": ""}
 
     def _export(self, bucket: Bucket, ti: Any) -> Any:
@@ -213,14 +219,15 @@ class ExportPiece(PostgresToS3Operator):
             time.sleep(_LOOK_SECONDS)
         return Plan.parse(shared)
 
-    def _come_again(self, ti: Any, why: str) -> None:
+    def _come_again(self, ti: Any, why: str, seconds: float = 0.0) -> None:
         if bad := sorted(_states(ti, self.holder_id) & _ENDED_BADLY):
             raise AirflowFailException(
                 f"{self.holder_id} is {bad[0]}, so this piece is of no use. Nothing was published; what was published"
                 " before stays. See the log of that task, and clear the whole group."
             )
-        self.log.info("%s: giving the slot back, and coming again in %.0f s.", why, _AGAIN_SECONDS)
-        raise AirflowRescheduleException(datetime.now(UTC) + timedelta(seconds=_AGAIN_SECONDS))
+        seconds = max(seconds, _AGAIN_SECONDS)
+        self.log.info("%s: giving the slot back, and coming again in %.0f s.", why, seconds)
+        raise AirflowRescheduleException(datetime.now(UTC) + timedelta(seconds=seconds))
 
 
 class PublishPieces(PostgresToS3Operator):

@@ -21,9 +21,10 @@ PREVIEW = "preview"
 
 
 def count(result: ExportResult, tags: dict[str, str]) -> None:
-    """Count what was published, for Airflow's metrics."""
-    stats.incr("postgres_to_s3.rows", result.rows, tags=tags)
-    stats.incr("postgres_to_s3.bytes", result.bytes, tags=tags)
+    """Count what was published, for Airflow's metrics; rows and bytes of a piece only with the whole."""
+    if result.key is None or result.manifest_url:
+        stats.incr("postgres_to_s3.rows", result.rows, tags=tags)
+        stats.incr("postgres_to_s3.bytes", result.bytes, tags=tags)
     stats.timing("postgres_to_s3.duration", timedelta(seconds=result.seconds), tags=tags)
 
 

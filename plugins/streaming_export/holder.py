@@ -49,7 +49,7 @@ class Holder:
 
     The others are as those of `Export`.
 
-    :raises InvalidArgument: if the number of pieces is not allowed.
+    :raises InvalidArgument: if the number of pieces, or an option, is not allowed.
     """
 
     def __init__(
@@ -71,6 +71,8 @@ class Holder:
         if isinstance(pieces, bool) or not isinstance(pieces, int) or not 1 <= pieces <= MAX_PIECES:
             raise InvalidArgument("pieces", pieces, f"a whole number from 1 to {MAX_PIECES:,}")
         self._options, self._stop = options or Options(), stop or Stop()
+        if not self._options.overwrite:
+            raise InvalidArgument("overwrite", False, "True: an export in pieces replaces the manifest")
         self._engine, self._application_name = engine, application_name
         self._key, self._pieces, self._window = key, pieces, window
         self._parameters, self._run = dict(parameters or {}), dict(run or {})

@@ -14,14 +14,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import posixpath
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from streaming_export import manifest
-from streaming_export.cancellation import Stop
-from streaming_export.errors import VerificationError
+from streaming_export.cancellation import Stop, Stopped
+from streaming_export.errors import ExportError, VerificationError
 from streaming_export.options import Options
 from streaming_export.postgres.reader import KeyRange
 from streaming_export.report import ExportResult
@@ -101,8 +101,9 @@ def publish(bucket: Bucket, plan: Plan, *, stop: Stop | None = None) -> ExportRe
 
     :raises VerificationError: if a piece is missing, or their rows are not those that the database has counted.
     :raises StoreError: if the store failed.
+    :raises ExportCancelled: if `stop` is set by a cancellation.
     """
-    started, key = time.monotonic(), manifest.manifest_key(plan.key)
+    key = manifest.manifest_key(plan.key)
     try:
         before = manifest.current(bucket, key, stop=stop)
         files = [file for number in range(len(plan.ranges)) for file in _files(bucket, plan, number)]
@@ -114,11 +115,14 @@ def publish(bucket: Bucket, plan: Plan, *, stop: Stop | None = None) -> ExportRe
             )
         document = {**plan.document, **manifest.of_files(bucket.name, files)}
         manifest.publish(bucket, key, document, before=before, export_id=plan.token, files=files, stop=stop)
-    except VerificationError as exc:
-        exc.during("No manifest was written: what was published before stays.")
-        raise
-    taken_at = plan.document["snapshot"]["taken_at"]
-    return ExportResult.of(bucket.name, files, bucket.url(key), True, taken_at, time.monotonic() - started)
+    except (Stopped, ExportError) as exc:
+        first = (stop and stop.reason) or exc
+        if isinstance(first, ExportError):
+            first.during("No manifest was written: what was published before stays.")
+        raise first from None
+    taken_at, started_at = plan.document["snapshot"]["taken_at"], datetime.fromisoformat(plan.document["started_at"])
+    seconds = (datetime.now(UTC) - started_at).total_seconds()  # by the clocks of two machines, as in the manifest
+    return ExportResult.of(bucket.name, files, bucket.url(key), True, taken_at, seconds)
 
 
 def _files(bucket: Bucket, plan: Plan, number: int) -> list[ExportedFile]:

@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,7 +35,7 @@ class Task:
     tries: int = 1
     due: float = 0.0
     errors: list[BaseException] = field(default_factory=list)
-    returned: Any = None
+    operator: Any = None
 
 
 class Slots:
@@ -52,11 +53,13 @@ class Slots:
         self._on_start = on_start
         self._changed = threading.Condition()
 
-    def run(self, timeout: float = 30) -> None:
+    def run(self, timeout: float = 60) -> None:
         """Run all tasks to their ends."""
         deadline, threads = time.monotonic() + timeout, []
         while any(task.state not in FINAL for task in self.tasks):
-            assert time.monotonic() < deadline, [(task.task_id, task.index, task.state) for task in self.tasks]
+            if time.monotonic() > deadline:
+                self._kill()
+                raise AssertionError([(task.task_id, task.index, task.state) for task in self.tasks])
             with self._changed:
                 for task in self.tasks:
                     self._look(task, threads)
@@ -77,19 +80,25 @@ class Slots:
         elif all(state == "success" for state in before) and time.monotonic() >= task.due and self._free:
             self._free -= 1
             task.state = "running"
-            threads.append(threading.Thread(target=self._run, args=(task,)))
+            threads.append(threading.Thread(target=self._run, args=(task,), daemon=True))
             threads[-1].start()
+
+    def _kill(self) -> None:
+        for task in self.tasks:
+            if task.state == "running" and task.operator:
+                task.operator.on_kill()
 
     def _run(self, task: Task) -> None:
         state, due = "success", 0.0
         try:
-            operator = task.make()
+            operator = task.operator = task.make()
             for key in [key for key in self.xcoms if key[:2] == (task.task_id, task.index)]:
                 self.xcoms.pop(key)
             self._on_start(task, operator)
-            task.returned = operator.execute(self._context(task))
-        except AirflowRescheduleException:
-            state, due = "up_for_reschedule", time.monotonic() + 0.3
+            operator.execute(self._context(task))
+        except AirflowRescheduleException as exc:
+            wait = exc.reschedule_date - datetime.now(UTC)
+            state, due = "up_for_reschedule", time.monotonic() + wait.total_seconds()
         except BaseException as exc:  # whatever it is, it ends a try
             task.errors.append(exc)
             hopeless = isinstance(exc, AirflowFailException) or (

@@ -7,6 +7,7 @@ import io
 import json
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,8 @@ def group(airflow_home: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> C
 
     from postgres_to_s3 import export_over_workers, over_workers
 
-    for name, seconds in {"_LOOK_SECONDS": 0.05, "_AGAIN_SECONDS": 0.1, "_PLAN_SECONDS": 0.5}.items():
+    waits = {"_LOOK_SECONDS": 0.05, "_AGAIN_SECONDS": 0.1, "_EACH_SECONDS": 0.5, "_PLAN_SECONDS": 0.5}
+    for name, seconds in waits.items():
         monkeypatch.setattr(over_workers, name, seconds)
 
     def make(**arguments: Any) -> DAG:
@@ -120,6 +122,15 @@ def published(client: Any, bucket: str) -> tuple[dict[str, Any], list[dict[str, 
     return manifest, rows
 
 
+def count_metrics(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[str, int]]]:
+    """What is counted from now on: by metric, the task and the number."""
+    from airflow.sdk.observability import stats
+
+    counted = defaultdict(list)
+    monkeypatch.setattr(stats, "incr", lambda name, count=1, *, tags: counted[name].append((tags["task_id"], count)))
+    return counted
+
+
 def total(engine: sa.Engine) -> int:
     with engine.connect() as connection:
         return int(connection.exec_driver_sql("SELECT sum(total_cents::numeric) FROM orders").scalar_one())
@@ -127,10 +138,22 @@ def total(engine: sa.Engine) -> int:
 
 @pytest.mark.parametrize("slots", [2, 5])
 def test_while_others_write(
-    run: Run, client: Any, bucket: str, orders: int, engine: sa.Engine, writers: set[str], slots: int
+    run: Run,
+    client: Any,
+    bucket: str,
+    orders: int,
+    engine: sa.Engine,
+    writers: set[str],
+    slots: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Count and sum are those of one moment; there is one manifest, one event, and a name for each piece."""
-    ran = run(slots)
+    """Count and sum are those of one moment; there is one manifest, one event, and a name for each piece.
+
+    With two slots, pieces that are complete let the others begin, though a look at them takes longer than they wait.
+    """
+    counted = count_metrics(monkeypatch)
+    ran = run(slots, lambda task, operator: time.sleep(0.15))
+    assert counted["postgres_to_s3.rows"] == [("export.publish", orders)]
     assert [error for task in ran.tasks for error in task.errors] == []
     manifest, rows = published(client, bucket)
     ids = [int(row["id"]) for row in rows]
@@ -212,6 +235,15 @@ def test_one_slot(run: Run, client: Any, bucket: str) -> None:
     assert keys(client, bucket) == []
 
 
+def test_what_the_holder_reports(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its errors are logged in short lines that name the connection; a query that is wrong is not tried again."""
+    ran = run(query="SELECT id, none FROM orders", start_timeout=1)
+    (error,) = ran.of("hold_snapshot")[0].errors
+    assert str(error).splitlines()[1::2] == ["Nothing was published.", "Connection: postgres_conn_id='orders_db'."]
+    logged = capsys.readouterr().out
+    assert all(line in logged for line in str(error).splitlines())
+
+
 def test_a_piece_that_fails_for_good(run: Run, client: Any, bucket: str) -> None:
     """The holder does not wait for it; nothing is published."""
 
@@ -237,7 +269,9 @@ def test_only_the_last_task_tells(group: Callable[..., Any]) -> None:
     assert "latest_key" not in tasks["export.export_piece"].partial_kwargs
 
 
-@pytest.mark.parametrize("wrong", [{"workers": 0}, {"workers": "2"}, {"unique_key": None}, {"on_empty": "fail"}])
+@pytest.mark.parametrize(
+    "wrong", [{"workers": 0}, {"workers": "2"}, {"unique_key": None}, {"on_empty": "fail"}, {"overwrite": False}]
+)
 def test_what_is_refused(group: Callable[..., Any], wrong: dict[str, Any]) -> None:
     """A group that no run could finish fails the import of the DAG."""
     with pytest.raises(InvalidArgument, match=next(iter(wrong))):

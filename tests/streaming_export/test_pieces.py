@@ -217,6 +217,7 @@ def test_a_lost_holder_notices(place: Place, engine: sa.Engine) -> None:
         ("SELECT id, customer_email FROM orders", {"unique_key": "customer_email"}, "unique_key='customer_email'"),
         ("SELECT id, now() AS at FROM orders", {}, "the same rows each time"),
         (QUERY, {"pieces": 0}, "pieces=0"),
+        (QUERY, {"options": Options(overwrite=False)}, "overwrite=False"),
     ],
 )
 def test_what_can_not_be_pieces(place: Place, query: str, more: dict[str, Any], said: str) -> None:
