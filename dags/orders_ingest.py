@@ -39,7 +39,7 @@ from orders.assets import ORDERS_EXPORT, ORDERS_EXPORT_DAILY
 from orders.models import TABLE
 from orders.places import BUCKET, DAILY_PREFIX, NIGHTLY_PREFIX
 from postgres_to_s3 import RetryByCause
-from postgres_to_s3.loading import load_manifests, load_published
+from postgres_to_s3.loading import load_published
 
 with DAG(
     dag_id="orders_ingest",
@@ -74,9 +74,9 @@ with DAG(
     @task(task_id="load_orders", retry_policy=RetryByCause())
     def load_orders(bucket: str, prefixes: list[str], params: Any = None) -> list[dict[str, Any]]:
         """Load what is published and not loaded yet, or the one manifest that was asked for."""
-        url = params["manifest_url"]
-        return (load_manifests if url else load_published)(
-            [url] if url else prefixes,
+        return load_published(
+            prefixes,
+            only=params["manifest_url"],
             bucket=bucket,
             schema="analytics",
             table=TABLE.name,

@@ -472,18 +472,20 @@ def test_what_is_no_manifest_url_is_refused(orders_ingest: Any) -> None:
             orders_ingest.test(logical_date=None, run_conf={"manifest_url": wrong})
 
 
-def test_what_no_retry_makes_better_fails_at_once(airflow_home: Path, bucket: str) -> None:
+def test_what_no_retry_makes_better_fails_at_once(dags: DagBag, bucket: str) -> None:
     """A manifest that is gone must not hold up the events after it: the task fails without a retry."""
-    from airflow.sdk.exceptions import AirflowFailException
+    from postgres_to_s3.loading import load_published
+    from streaming_export import ManifestMissing
 
-    from postgres_to_s3.loading import load_manifests
-
-    with pytest.raises(AirflowFailException, match="There is no manifest"):
-        load_manifests(
-            [f"s3://{bucket}/gone.csv.manifest.json"],
+    with pytest.raises(ManifestMissing, match="There is no manifest") as caught:
+        load_published(
+            [],
+            only=f"s3://{bucket}/gone.csv.manifest.json",
             bucket=bucket,
             schema="analytics",
             table="orders",
             postgres_conn_id="analytics_db",
             aws_conn_id="exports_s3",
         )
+    policy = dags.dags["orders_ingest"].get_task("load_orders").retry_policy
+    assert policy.evaluate(caught.value, 1, 3).action.value == "fail"
