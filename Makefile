@@ -6,12 +6,12 @@ ARGS ?=
 SCALE_REQUIREMENTS = requirements.txt requirements-celery.txt demo/requirements.txt demo/scale-requirements.txt
 IN_VENV = .venv/bin/python
 
-help:  ## this list
+help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "PYTHON=python3.12 before the first of them chooses another Python (3.11 to 3.13)."
+	@echo "To choose another Python (3.11 to 3.13), pass PYTHON=python3.12 to the first command."
 
-demo: .venv/demo.stamp  ## export a table of orders to S3 through Airflow, here and now; ORDERS=5000000 for more rows
+demo: .venv/demo.stamp  ## export a table of orders to S3 through Airflow; ORDERS=5000000 for more rows
 	@$(IN_VENV) -m demo --orders '$(ORDERS)'
 
 ui: .venv/demo.stamp  ## the same services with Airflow's web interface, until Ctrl-C
@@ -24,13 +24,13 @@ test: .venv/test.stamp  ## all tests; ARGS='-k multipart' for some
 	$(IN_VENV) -m pytest -n 2 --dist loadfile --ignore tests/orders/test_another_table.py $(ARGS)
 	$(if $(ARGS),,$(IN_VENV) -m pytest tests/orders/test_another_table.py)  # alone: it has an Airflow of its own
 
-soak: .venv/test.stamp  ## 20 minutes of random faults; SECONDS=120 for less, SEED=42 to repeat, STEP=7 for one of them
+soak: .venv/test.stamp  ## 20 minutes of random faults; SECONDS=120 for less, SEED=42 to repeat, STEP=7 for one fault
 	@PYTHONPATH=plugins $(IN_VENV) -m tests.faults.soak $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(STEP),--step $(STEP))
 
-bench: .venv/demo.stamp .bench/peers.stamp  ## measure the export against its peers, 40 minutes; ROWS=200000 for two, ARGS='--only ours --data wide'
+bench: .venv/demo.stamp .bench/peers.stamp  ## measure the export against its peers, 40 minutes; ROWS=200000 for two minutes, ARGS='--only ours --data wide'
 	@PYTHONPATH=plugins $(IN_VENV) -m benchmarks $(if $(ROWS),--rows $(ROWS)) $(if $(ENDPOINT),--endpoint $(ENDPOINT)) $(ARGS)
 
-screenshots: .venv/test.stamp  ## pictures of the page "Exports" for the README, by Debian's Chromium
+screenshots: .venv/test.stamp  ## pictures of the page "Exports" for the README, with Debian's Chromium
 	@PYTHONPATH=plugins $(IN_VENV) -m tests.exports_page.screenshots
 
 lint: .venv/test.stamp  ## style and types
@@ -38,8 +38,8 @@ lint: .venv/test.stamp  ## style and types
 	$(IN_VENV) -m ruff format --check .
 	$(IN_VENV) -m mypy
 
-clean:  ## remove all that was made here: the environment, the demo's data, caches
-	rm -rf .venv .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove what these commands made: the environment, the demo's data, caches
+	rm -rf .venv .demo .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/demo.stamp: requirements.txt demo/requirements.txt constraints.txt
@@ -60,7 +60,7 @@ clean:  ## remove all that was made here: the environment, the demo's data, cach
 	@$(PYTHON) -m benchmarks.install
 	@touch $@
 
-# In words that any Python understands.
+# Valid in every version of Python, also the old ones that it refuses.
 SUPPORTED_PYTHON = $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	{ echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13. Choose one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 
