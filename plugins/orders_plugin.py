@@ -4,14 +4,14 @@ from typing import ClassVar
 
 from airflow.plugins_manager import AirflowPlugin
 
-from exports_page import FASTAPI_APPS, REACT_APPS
+from exports_page import REACT_APPS, fastapi_apps
 from postgres_to_s3 import ExportLink
 
 
 class OrdersPlugin(AirflowPlugin):
-    """The page of the exports, and the link of each export to its entry there."""
+    """The page of the exports with `orders.csv`, and the link of each export to its entry there."""
 
     name = "orders"
     operator_extra_links: ClassVar = [ExportLink()]
-    fastapi_apps: ClassVar = FASTAPI_APPS
+    fastapi_apps: ClassVar = fastapi_apps("orders_live.route")
     react_apps: ClassVar = REACT_APPS

@@ -23,7 +23,7 @@ import pytest
 from demo import services
 from tests.conftest import content
 
-OURS = {"postgres_to_s3", "streaming_export", "streaming_ingest"}
+OURS = {"exports_page", "postgres_to_s3", "streaming_export", "streaming_ingest"}
 
 DAG_FILE = """
 from airflow.sdk import DAG
@@ -43,6 +43,19 @@ import postgres_to_s3
 bag = DagBag(os.environ["AIRFLOW__CORE__DAGS_FOLDER"])
 assert not bag.import_errors, bag.import_errors
 print("RESULT", postgres_to_s3.__file__, bag.dags["installed"].test(logical_date=None).state)
+"""
+
+PAGE = """
+import importlib.util
+from airflow.api_fastapi.app import create_app
+from fastapi.testclient import TestClient
+assert importlib.util.find_spec("orders") is None
+client = TestClient(create_app(apps="core"))
+token = client.get("/auth/token").json()["access_token"]
+for path in ("list", "static/exports.js", "orders.csv"):
+    answer = client.get(f"/exports/{path}", headers={"Authorization": f"Bearer {token}"})
+    print("RESULT", path, answer.status_code, answer.text if path == "list" else "")
+print("RESULT open", client.get("/exports/list", headers={"Authorization": ""}, cookies={}).status_code)
 """
 
 
@@ -92,10 +105,10 @@ def environment(airflow_home: Path, airflow_database: None, tmp_path: Path) -> d
 
 
 def test_the_wheel_holds_the_packages_and_the_schema(wheel: Path) -> None:
-    """The engine, the ingest and the operator; neither the orders nor tests."""
+    """The engine, the ingest, the operator and the page; neither the orders nor tests."""
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")} == OURS
-    assert "streaming_export/manifest.schema.json" in names
+    assert {"streaming_export/manifest.schema.json", "exports_page/static/exports.js"} <= names
     ours = {str(path.relative_to(services.PROJECT / "plugins")) for one in OURS for path in sources(one)}
     assert ours <= names
 
@@ -105,20 +118,31 @@ def sources(package: str) -> list[Path]:
 
 
 def test_airflow_lists_the_plugin(python: str, environment: dict[str, str], tmp_path: Path) -> None:
-    """It is found by its entry point, with the folder of plugins empty."""
+    """It is found by its entry point, with the folder of plugins empty: the page, and the link that leads there."""
     out = run([python, "-m", "airflow", "plugins", "--output", "json"], env=environment, cwd=tmp_path)
     listed = json.loads(out[out.index("[{") :])
     (plugin,) = [one for one in listed if one["name"] == "postgres_to_s3"]
     assert "postgres-to-s3==0.1.0" in plugin["source"]
+    assert "/exports" in str(plugin["fastapi_apps"])
+    assert "exports/static/exports.js" in str(plugin["react_apps"])
+    assert "ExportLink" in str(plugin["operator_extra_links"])
 
 
-def test_an_export_runs(python: str, environment: dict[str, str], tmp_path: Path, client: Any) -> None:
-    """A DAG of somebody's own imports the operator from the wheel, and exports."""
+def test_an_export_runs_and_is_shown(python: str, environment: dict[str, str], tmp_path: Path, client: Any) -> None:
+    """A DAG of somebody's own imports the operator from the wheel; without the orders, the page shows its export."""
     out = run([python, "-c", RUN], env=environment, cwd=tmp_path)
     (result,) = re.findall(r"^RESULT (\S+) (\S+)$", out, re.MULTILINE)
     assert result[0].startswith(str(Path(python).parent.parent))
     assert result[1] == "success"
     assert content(client, services.BUCKET, "installed.csv") == b"one\n1\n"
+    everybody = {"AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True", "AIRFLOW__API_AUTH__JWT_SECRET": "0" * 64}
+    out = run([python, "-c", PAGE], env=environment | everybody, cwd=tmp_path)
+    found = dict(re.findall(r"^RESULT (\S+) (.*)$", out, re.MULTILINE))
+    assert found["list"].startswith("200 {")
+    assert '"file":"installed.csv"' in found["list"]
+    assert found["static/exports.js"].startswith("200")
+    assert found["orders.csv"].startswith("404"), "the table as it is now is the project's own"
+    assert found["open"].startswith("401")
 
 
 def test_the_engine_needs_no_airflow(python: str, environment: dict[str, str], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The page "Exports" in Airflow's UI, and the downloads: what `orders_plugin.py` registers.
+"""The page "Exports" in Airflow's UI, and the downloads: what a plugin of Airflow's registers.
 
 Every program of Airflow's loads plugins, and only the api-server serves this: the app is imported with its first
 request, so that a task pays neither the seconds nor the memory of FastAPI.
@@ -6,6 +6,7 @@ request, so that a task pays neither the seconds nor the memory of FastAPI.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 #: Where the app is mounted, below Airflow's own address.
@@ -25,10 +26,17 @@ REACT_APPS: list[Any] = [
 ]
 
 
-async def _app(scope: Any, receive: Any, send: Any) -> None:
-    from exports_page.api import app
+def fastapi_apps(*more: str) -> list[Any]:
+    """What serves the page, as Airflow's plugins list it.
 
-    await app(scope, receive, send)
+    :param more: names of modules that add routes to `exports_page.api.app`; imported with it.
+    """
 
+    async def served(scope: Any, receive: Any, send: Any) -> None:
+        from exports_page.api import app
 
-FASTAPI_APPS: list[Any] = [{"name": "exports", "app": _app, "url_prefix": PREFIX}]
+        for module in more:
+            importlib.import_module(module)
+        await app(scope, receive, send)
+
+    return [{"name": "exports", "app": served, "url_prefix": PREFIX}]

@@ -1,4 +1,4 @@
-"""The routes of the page and of the downloads; docs/page.md describes them."""
+"""The routes of the page and of published files; docs/page.md describes them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ from exports_page.access import Access, named
 from exports_page.catalogue import Catalogue, read
 from exports_page.connections import exports_bucket
 from exports_page.download import Download, Slots, too_many
-from exports_page.live import LiveOrders, checked
 from exports_page.published import OutOfRange, PublishedFile, etag, part_of, verify
-from orders.runs import FieldRefused
 from streaming_export import (
     Bucket,
     ExportCancelled,
@@ -40,10 +38,8 @@ from streaming_export.manifest_reader import Manifest
 
 Result = TypeVar("Result")
 
-LIVE_DAG = "orders_export"
-
 #: How many there may be at a time in a process.
-live_slots, file_slots, verify_slots = Slots(2), Slots(8), Slots(2)
+file_slots, verify_slots = Slots(8), Slots(2)
 
 catalogue = Catalogue(exports_bucket)
 
@@ -55,6 +51,9 @@ _threads = anyio.CapacityLimiter(12)
 
 app = FastAPI(dependencies=[Depends(get_user)], docs_url=None, redoc_url=None, openapi_url=None)
 
+#: The download of a table as it is now, if some module adds one: who may trigger its DAG, and what to choose from.
+app.state.live = None
+
 User = Annotated[BaseUser, Depends(get_user)]
 
 
@@ -63,9 +62,6 @@ def refused(exc: Exception) -> Response:
     status = 500
     if isinstance(exc, HTTPException):
         return JSONResponse({"detail": exc.detail}, exc.status_code)
-    if isinstance(exc, FieldRefused):
-        detail = [{"type": "value_error", "loc": ["query", exc.field], "msg": str(exc)}]
-        return JSONResponse({"detail": detail}, 422)
     if isinstance(exc, AirflowNotFoundException):
         return JSONResponse({"detail": f"{exc}. Create this connection in Airflow."}, 503)
     if not isinstance(exc, ExportError):
@@ -85,7 +81,6 @@ def refused(exc: Exception) -> Response:
 
 
 @app.exception_handler(ExportError)
-@app.exception_handler(FieldRefused)
 @app.exception_handler(AirflowNotFoundException)
 async def _refuse(_: Request, exc: Exception) -> Response:
     return refused(exc)
@@ -115,7 +110,7 @@ async def list_exports(
     page: Annotated[int, Query(ge=1, le=100_000)] = 1,
 ) -> Response:
     """What the page shows of a series; of the one with a certain export, if that is asked for."""
-    return await _threaded(view.page, catalogue, Access(user), series, dag, export, page)
+    return await threaded(view.page, catalogue, Access(user), series, dag, export, page, app.state.live)
 
 
 @app.get("/details")
@@ -127,26 +122,7 @@ async def details(user: User, manifest: str) -> Response:
         found = _seen(bucket, manifest, access)
         return view.details(found, bucket, access)
 
-    return await _threaded(answer)
-
-
-@app.api_route("/orders.csv", methods=["GET", "HEAD"], dependencies=[Depends(same_site)])
-async def orders_csv(request: Request, user: User) -> Response:
-    """The table of the orders as it is now."""
-
-    def prepare() -> Response:
-        access = Access(user)
-        given = [(name, value) for name, value in request.query_params.multi_items() if name != "dag_id"]
-        allowed = access.may_download(LIVE_DAG)
-        parameters = checked(given) if allowed else {}
-        if allowed and request.method == "HEAD":
-            return Response() if live_slots.free else too_many(live_slots)
-        asked = " ".join(f"{name}={value}" for name, value in given) if allowed else ""
-        access.require(allowed, "orders.csv", LIVE_DAG, f"orders.csv {asked}".strip())
-        gzip = "gzip" in request.headers.get("Accept-Encoding", "")
-        return Download(LiveOrders(parameters, gzip), live_slots, "orders.csv", refused)
-
-    return await _threaded(prepare)
+    return await threaded(answer)
 
 
 @app.api_route("/files", methods=["GET", "HEAD"], dependencies=[Depends(same_site)])
@@ -183,7 +159,7 @@ async def files(
                 return Response(headers=reading.open()[1])
         return Download(reading, file_slots, bucket.url(one.key), refused)
 
-    return await _threaded(prepare)
+    return await threaded(prepare)
 
 
 @app.post("/verify", dependencies=[Depends(same_site)])
@@ -211,7 +187,7 @@ async def verify_export(request: Request, user: User, manifest: Annotated[str, B
         async with anyio.create_task_group() as group:
             group.start_soon(_stop_when_gone, request, stop)
             try:
-                result = await _threaded(answer)
+                result = await threaded(answer)
             except Exception as exc:  # here, or the task group makes a group of it
                 result = refused(exc)
             group.cancel_scope.cancel()
@@ -251,5 +227,6 @@ def _seen(bucket: Bucket, url: str, access: Access) -> Manifest:
     return found
 
 
-async def _threaded(call: Callable[..., Result], *arguments: Any) -> Result:
+async def threaded(call: Callable[..., Result], *arguments: Any) -> Result:
+    """What a call gives, in a thread of this app's."""
     return await anyio.to_thread.run_sync(functools.partial(call, *arguments), limiter=_threads)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from airflow.sdk import BaseHook, Variable
-from sqlalchemy import Engine
 
-from postgres_to_s3.connections import postgres_engine, s3_bucket
+from postgres_to_s3.connections import s3_bucket
 from streaming_export import Bucket
 
-_DATABASE, _STORE = "orders_db", "exports_s3"
+_STORE = "exports_s3"
 
 
 def exports_bucket() -> Bucket:
@@ -18,11 +17,3 @@ def exports_bucket() -> Bucket:
     """
     BaseHook.get_connection(_STORE)
     return s3_bucket(_STORE, str(Variable.get("orders_export_bucket", default="exports")))
-
-
-def orders_engine() -> Engine:
-    """An engine of the database of the orders.
-
-    :raises AirflowNotFoundException: if the connection is missing.
-    """
-    return postgres_engine(_DATABASE)

@@ -190,3 +190,18 @@ async def _break(send: Send) -> None:
     """
     with contextlib.suppress(Exception):
         await send({"type": "http.response.pathsend", "path": ""})
+
+
+def headers(name: str, content_type: str) -> dict[str, str]:
+    """What every download says.
+
+    :param name: of the file; only what is safe in the header is kept.
+    """
+    safe = "".join(one if one.isascii() and (one.isalnum() or one in "._-=+ ") else "_" for one in name)
+    return {
+        "Content-Type": content_type,
+        "Content-Disposition": f'attachment; filename="{safe}"',
+        "Cache-Control": "no-store",
+        "X-Accel-Buffering": "no",  # nginx would spool a slow download to its disk
+        "X-Content-Type-Options": "nosniff",
+    }

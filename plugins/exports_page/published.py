@@ -14,7 +14,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError
 from urllib3.exceptions import HTTPError
 
-from exports_page.live import headers
+from exports_page.download import headers
 from streaming_export import Bucket, ExportCancelled, ObjectChanged, StoreError
 from streaming_export.manifest_reader import File, Manifest
 from streaming_export.s3.codes import GONE, REFUSED

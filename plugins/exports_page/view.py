@@ -37,7 +37,13 @@ class Answer(JSONResponse):
 
 
 def page(
-    catalogue: Catalogue, access: Access, series: str | None, dag: str | None, export: str | None, number: int
+    catalogue: Catalogue,
+    access: Access,
+    series: str | None,
+    dag: str | None,
+    export: str | None,
+    number: int,
+    live: dict[str, Any] | None,
 ) -> Answer:
     """One page of a series, with its tiles and charts.
 
@@ -45,6 +51,7 @@ def page(
     :param dag: only series of this DAG.
     :param export: URL of a manifest, whose series and page is shown then.
     :param number: of the page, from 1.
+    :param live: the download of a table as it is now, if there is one.
     """
     listing = catalogue.listing()
     if export is not None and _find(listing, export) is None:
@@ -61,7 +68,7 @@ def page(
         "truncated": listing.truncated,
         "series": [{"name": name, "exports": len(listing.series[name]), "dag": dag} for name, dag in shown.items()],
         "selected": chosen,
-        "live": access.may_download("orders_export") and dag in (None, "orders_export"),
+        "live": live if live and access.may_download(live["dag"]) and dag in (None, live["dag"]) else None,
     }
     if chosen is None:
         return Answer(answer)

@@ -182,8 +182,8 @@ def test_a_download_that_fails(
     window: Open, airflow: Airflow, keys: list[str], table: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stream that breaks off is a failed download to the browser, not a short file."""
-    from exports_page.live import LiveOrders
     from exports_page.published import PublishedFile
+    from orders_live.reading import LiveOrders
 
     reading: Any = LiveOrders if kind == "live" else PublishedFile
     read, given = reading.read, []

@@ -38,7 +38,7 @@ def many(table: int, engine: sa.Engine) -> Iterator[int]:
 @pytest.fixture
 def broken(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The table can be read but for its last row: the stream fails when most of it was sent."""
-    from exports_page.live import LiveOrders
+    from orders_live.reading import LiveOrders
 
     read = LiveOrders.read
 

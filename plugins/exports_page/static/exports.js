@@ -82,7 +82,7 @@ class Page {
       this.main.append(this.tiles(), this.charts, this.unusual(), this.table());
       this.drawCharts();
     }
-    if (data.live) this.main.append(live(this, API));
+    if (data.live) this.main.append(live(this, API, data.live.statuses));
     if (data.wanted) this.open(data.wanted);
   }
 

@@ -2,13 +2,11 @@
 
 import { h } from "./dom.js";
 
-const STATUSES = ["pending", "paid", "shipped", "delivered", "cancelled", "refunded"];
-
-/** The form; `page` saves what it asks for. */
-export function live(page, api) {
+/** The form, to choose from `statuses`; `page` saves what it asks for. */
+export function live(page, api, statuses) {
   const from = h("input", { type: "datetime-local", id: "from", step: 1 });
   const to = h("input", { type: "datetime-local", id: "to", step: 1 });
-  const boxes = STATUSES.map((name) => h("input", { type: "checkbox", value: name, id: `status-${name}` }));
+  const boxes = statuses.map((name) => h("input", { type: "checkbox", value: name, id: `status-${name}` }));
   const button = h("button", { type: "submit" }, "Download orders.csv");
   const time = (input) => (input.value ? `${input.value.length === 16 ? `${input.value}:00` : input.value}+00:00` : null);
   const form = h("form", { onsubmit: (event) => {

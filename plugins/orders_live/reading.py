@@ -7,13 +7,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import ParamValidationError
 from isal import isal_zlib
 
-from exports_page.connections import orders_engine
-from orders.models import select_orders_by
+from exports_page.download import headers
+from orders.models import TABLE, UNIQUE_KEY, select_orders_by
 from orders.runs import DEFAULTS, FORM, FieldRefused, check_form
+from postgres_to_s3.connections import postgres_engine
 from streaming_export import CsvStream, open_csv
+
+#: The connection of the database of the orders.
+DATABASE = "orders_db"
 
 #: The parameters of the route, and the fields of the trigger form that they are.
 FIELDS = {"created_from": "created_from", "created_to": "created_to", "status": "statuses"}
@@ -59,14 +64,16 @@ class LiveOrders:
 
     :param parameters: of the query.
     :param gzip: compress it.
+    :raises AirflowNotFoundException: if the connection is missing.
     """
 
     def __init__(self, parameters: Mapping[str, Any], gzip: bool) -> None:
+        BaseHook.get_connection(DATABASE)
         self._csv: CsvStream = open_csv(
             select_orders_by(),
             parameters,
-            engine=orders_engine(),
-            unique_key="id",
+            engine=postgres_engine(DATABASE),
+            unique_key=UNIQUE_KEY,
             application_name="airflow exports page, orders.csv",
         )
         self._gzip = gzip
@@ -75,7 +82,7 @@ class LiveOrders:
         """Take the snapshot."""
         self._csv.__enter__()
         self._chunks = self._compressed() if self._gzip else iter(self._csv)
-        name = f"orders-{self._csv.snapshot.info.taken_at:%Y%m%d}.csv"
+        name = f"{TABLE.name}-{self._csv.snapshot.info.taken_at:%Y%m%d}.csv"
         return 200, headers(name, "text/csv; charset=utf-8") | {
             "Content-Encoding": "gzip" if self._gzip else "identity"
         }
@@ -103,18 +110,3 @@ class LiveOrders:
                 begun = 0.0
                 yield data
         yield compressor.flush()
-
-
-def headers(name: str, content_type: str) -> dict[str, str]:
-    """What every download says.
-
-    :param name: of the file; only what is safe in the header is kept.
-    """
-    safe = "".join(one if one.isascii() and (one.isalnum() or one in "._-=+ ") else "_" for one in name)
-    return {
-        "Content-Type": content_type,
-        "Content-Disposition": f'attachment; filename="{safe}"',
-        "Cache-Control": "no-store",
-        "X-Accel-Buffering": "no",  # nginx would spool a slow download to its disk
-        "X-Content-Type-Options": "nosniff",
-    }

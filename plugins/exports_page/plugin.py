@@ -4,11 +4,14 @@ from typing import ClassVar
 
 from airflow.plugins_manager import AirflowPlugin
 
+from exports_page import REACT_APPS, fastapi_apps
 from postgres_to_s3.links import ExportLink
 
 
-class PostgresToS3Plugin(AirflowPlugin):
-    """The link of exports to their objects; found by the entry point `airflow.plugins`."""
+class ExportsPlugin(AirflowPlugin):
+    """The page of the exports, and the link of each export to its entry there; by the entry point `airflow.plugins`."""
 
     name = "postgres_to_s3"
     operator_extra_links: ClassVar = [ExportLink()]
+    fastapi_apps: ClassVar = fastapi_apps()
+    react_apps: ClassVar = REACT_APPS

@@ -1,0 +1,47 @@
+"""The route `orders.csv`; docs/page.md describes it."""
+
+from __future__ import annotations
+
+from fastapi import Depends
+from fastapi.responses import JSONResponse, Response
+from starlette.requests import Request
+
+from exports_page.access import Access
+from exports_page.api import User, app, refused, same_site, threaded
+from exports_page.download import Download, Slots, too_many
+from orders.models import STATUSES
+from orders.runs import FieldRefused
+from orders_live.reading import LiveOrders, checked
+
+#: Whoever may trigger it may download its table.
+DAG = "orders_export"
+
+#: How many there may be at a time in a process.
+slots = Slots(2)
+
+app.state.live = {"dag": DAG, "statuses": STATUSES}
+
+
+@app.exception_handler(FieldRefused)
+async def refuse(_: Request, exc: FieldRefused) -> Response:
+    """The answer to a parameter that can't be, as FastAPI's own."""
+    return JSONResponse({"detail": [{"type": "value_error", "loc": ["query", exc.field], "msg": str(exc)}]}, 422)
+
+
+@app.api_route("/orders.csv", methods=["GET", "HEAD"], dependencies=[Depends(same_site)])
+async def orders_csv(request: Request, user: User) -> Response:
+    """The table of the orders as it is now."""
+
+    def prepare() -> Response:
+        access = Access(user)
+        given = [(name, value) for name, value in request.query_params.multi_items() if name != "dag_id"]
+        allowed = access.may_download(DAG)
+        parameters = checked(given) if allowed else {}
+        if allowed and request.method == "HEAD":
+            return Response() if slots.free else too_many(slots)
+        asked = " ".join(f"{name}={value}" for name, value in given) if allowed else ""
+        access.require(allowed, "orders.csv", DAG, f"orders.csv {asked}".strip())
+        gzip = "gzip" in request.headers.get("Accept-Encoding", "")
+        return Download(LiveOrders(parameters, gzip), slots, "orders.csv", refused)
+
+    return await threaded(prepare)
