@@ -1,4 +1,4 @@
-"""Streams Postgres queries into object storage, in flat memory; knows no Airflow."""
+"""Streams Postgres queries into object storage, in flat memory, without Airflow."""
 
 from streaming_export.errors import (
     AlreadyExists,

@@ -1,4 +1,4 @@
-"""Ends an export: the flag that its threads share, and whoever interrupts from outside."""
+"""Ends an export: the flag that its threads share, and cancellation from outside."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ Result = TypeVar("Result")
 
 _CANCEL_SECONDS = 3.0
 
-# Seconds that an interrupted export has for aborting its upload and closing its connections.
+# Seconds that an interrupted export has to abort its upload and close its connections.
 _END_SECONDS = 15.0
 
-# A cancel that reaches the server between two statements stops neither: it is repeated.
+# A cancel that reaches the server between two statements stops neither, so it is repeated.
 _REPEAT_SECONDS = 1.0
 
 
 class Stopped(BaseException):
-    """Raised in every thread of an export that waits, once its `Stop` is set; the reason is there."""
+    """Raised in every waiting thread of an export once its `Stop` is set; `Stop.reason` says why."""
 
 
 class Stop:
-    """Whether an export shall end, and why: the one thing that all its threads share.
+    """Whether an export has to end, and why: the one object that all its threads share.
 
-    Any thread may set it, and the first reason stays. Whoever waits, waits through it, and gets `Stopped`; the export's
-    own thread then unwinds what it has opened, and raises the reason.
+    Any thread may set it; the first reason stays. Every wait goes through it and raises `Stopped` once it is set. The
+    export's own thread then closes what it has opened, and raises the reason.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Stop:
         self.reason: BaseException | None = None
 
     def set(self, reason: BaseException) -> None:
-        """End the export; wakes all that wait."""
+        """End the export; wakes all waiting threads."""
         with self._changed:
             self.reason = self.reason or reason
             self._changed.notify_all()
@@ -52,16 +52,16 @@ class Stop:
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
-        """Hold the lock of everything that is waited for, and wake all that wait at the end."""
+        """Hold the lock of all conditions, and wake the waiting threads at the end."""
         with self._changed:
             yield
             self._changed.notify_all()
 
     @contextlib.contextmanager
     def when(self, condition: Callable[[], object]) -> Iterator[None]:
-        """Wait until a condition holds, then do what `changing` does: it holds for as long as the block runs.
+        """Wait until a condition holds, then do what `changing` does; the condition holds while the block runs.
 
-        :raises Stopped: if the export shall end.
+        :raises Stopped: if the export is stopped.
         """
         with self._changed:
             self._changed.wait_for(lambda: self.reason is not None or condition())
@@ -70,10 +70,10 @@ class Stop:
             self._changed.notify_all()
 
     def wait_for(self, condition: Callable[[], object], timeout: float | None = None) -> bool:
-        """Wait until a condition holds, which is asked under the lock of `changing`.
+        """Wait until a condition holds; it is evaluated under the lock of `changing`.
 
         :returns: False if it did not hold within `timeout` seconds.
-        :raises Stopped: if the export shall end.
+        :raises Stopped: if the export is stopped.
         """
         with self._changed:
             holds = self._changed.wait_for(lambda: self.reason is not None or condition(), timeout)
@@ -81,9 +81,9 @@ class Stop:
             return bool(holds)
 
     def sleep(self, seconds: float) -> None:
-        """Wait for so many seconds.
+        """Wait for a number of seconds.
 
-        :raises Stopped: if the export shall end.
+        :raises Stopped: if the export is stopped.
         """
         self.wait_for(lambda: False, seconds)
 
@@ -91,14 +91,14 @@ class Stop:
 class Cancellation:
     """Stops one export from another thread or from a signal handler.
 
-    A signal handler may have interrupted any code, one that holds the lock of `Stop` included: it can only be trusted
-    to set a flag and to put into a SimpleQueue, whose `put` is reentrant (Python's manual, queue.SimpleQueue). A thread
-    that waits for it does the rest: it sets the export's `Stop`, and calls `on_cancel`.
+    A signal handler may interrupt any code, even code that holds the lock of `Stop`. So `cancel` only sets a flag and
+    puts into a SimpleQueue, whose `put` is reentrant (Python's manual, queue.SimpleQueue). A thread that waits for the
+    queue does the rest: it sets the export's `Stop`, and calls `on_cancel`.
     """
 
     def __init__(self) -> None:
         self.stop = Stop()
-        #: Has the server cancel what the export runs; set by whoever has something running there.
+        #: Cancels the export's queries on the server; set by the code that runs them.
         self.on_cancel: Callable[[], None] = lambda: None
         self._cancelled = False
         self._requests: SimpleQueue[list[bool] | None] = SimpleQueue()
@@ -110,9 +110,9 @@ class Cancellation:
         return self._cancelled
 
     def cancel(self, timeout: float = _CANCEL_SECONDS) -> None:
-        """Set the stop flag and cancel the queries on the server; the export raises `ExportCancelled`.
+        """Set the stop flag and cancel the queries on the server; the export then raises `ExportCancelled`.
 
-        Returns when both were done, or after `timeout` seconds. Does nothing after the export's end.
+        Returns when both are done, or after `timeout` seconds. After the export's end it does nothing.
         """
         self._cancelled = True
         if self._worker is None or not self._worker.is_alive():
@@ -124,7 +124,7 @@ class Cancellation:
             time.sleep(0.005)
 
     def run(self, work: Callable[[], Result]) -> Result:
-        """Run `work` in a thread; whatever interrupts the caller cancels it.
+        """Run `work` in a thread; anything that interrupts the caller cancels it.
 
         Python runs signal handlers (SIGTERM, Ctrl-C, a time-out's alarm) in the main thread between two
         instructions. A main thread that waits inside libpq would run none until Postgres answers.
@@ -134,7 +134,7 @@ class Cancellation:
         def run() -> None:
             try:
                 future.set_result(work())
-            except BaseException as exc:  # whatever it is, the caller raises it
+            except BaseException as exc:  # any exception: the caller raises it
                 future.set_exception(exc)
 
         if self._cancelled:
@@ -167,13 +167,13 @@ class Cancellation:
 
 def cancelled() -> ExportCancelled:
     """The error of an export that was stopped from outside."""
-    return ExportCancelled("The export was cancelled.", "If that was not meant, export again.")
+    return ExportCancelled("The export was cancelled.", "If that was not intended, export again.")
 
 
 def _fate(future: Future[Result]) -> str:
-    """What has become of work that was interrupted: who interrupts can't tell."""
+    """What became of the interrupted work, which the interrupting exception can't say."""
     if not future.done():
-        return f"It has not ended {_END_SECONDS:.0f} s later. The object may or may not be visible. Retry."
+        return f"The export has not ended after {_END_SECONDS:.0f} s. The object may or may not be visible. Retry."
     if exc := future.exception():
         return f"{type(exc).__name__}: {exc}"
-    return "It was done by then: what it wrote is visible, and a retry writes it again."
+    return "The export was complete by then: what it wrote is visible, and a retry writes it again."

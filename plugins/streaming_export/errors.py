@@ -1,37 +1,37 @@
-"""What can go wrong in an export, and in what reads one.
+"""The errors of an export, and of reading one.
 
-ExportError                    base of everything that this project raises on purpose
+ExportError                    base of all errors that this project raises
 ├── InvalidArgument            an argument was refused before any row was read (also a ValueError)
-├── DatabaseError              Postgres refused a statement, failed, or is out of reach
-│   └── LoginRefused           the server does not let the role in
-├── SnapshotGone               the snapshot that was to be read on is no longer held
-├── TransactionsRunning        transactions that began before the window's end do not end
+├── DatabaseError              Postgres refused a statement, failed, or can't be reached
+│   └── LoginRefused           the server refused the login
+├── SnapshotGone               the snapshot to read on is no longer held
+├── TransactionsRunning        transactions that began before the window's end are still running after the wait
 ├── EmptyResult                the query returned no rows and on_empty is "fail"
-├── StoreError                 the object store refused a request, failed, or is out of reach
-├── AlreadyExists              an object is there already and overwrite is False
-├── VerificationError          what was read, sent and stored do not agree
+├── StoreError                 the object store refused a request, failed, or can't be reached
+├── AlreadyExists              an object exists and overwrite is False
+├── VerificationError          rows or bytes read, sent and stored do not match
 │   └── Superseded             another export to the same key replaced this one's files
 ├── ExportCancelled            the export was stopped from outside
 └── ManifestError              a manifest can't be used
     ├── ManifestMissing        it does not exist
-    ├── ManifestInvalid        it is truncated, contradicts its schema or itself, or is no manifest at all
+    ├── ManifestInvalid        it is truncated, contradicts its schema or itself, or is no manifest
     ├── ManifestTooNew         its version is newer than this program
-    ├── ForeignBucket          it is in another bucket than the one that is allowed, or names an object of another
+    ├── ForeignBucket          it is in a bucket that is not allowed, or names an object in another bucket
     └── ObjectChanged          an object is no longer the one that the manifest describes
 
-An error says what failed and what to do. Only the export knows what is visible by then: it says so in one place, by
-`ExportError.during`. No message holds a value of a row, the value of a parameter or a credential.
+An error says what failed and what to do; `ExportError.during` adds what is visible. No message holds a value of a row,
+the value of a parameter, or a credential.
 """
 
 from __future__ import annotations
 
 
 class ExportError(Exception):
-    """Base of all errors; its text is three lines: what failed, what is visible, what to do. A fourth may say where.
+    """Base of all errors. Its text has a line each for what failed, what is visible, what to do, and the connection.
 
     :param failed: what failed, in a sentence.
     :param remedy: what to do, in sentences.
-    :param transient: whether the same may succeed when it is tried again; None if unknown.
+    :param transient: whether a retry may succeed; None if unknown.
     """
 
     transient: bool | None = False
@@ -44,13 +44,13 @@ class ExportError(Exception):
             self.transient = transient
         #: Whether anything new is visible: True, False, or None if unknown.
         self.published: bool | None = False
-        #: What is visible, in a sentence; empty until whoever knows has said it.
+        #: What is visible, in a sentence; empty until `during` is called.
         self.state = ""
-        #: Which connection it is about, in a few words; empty until whoever has opened it says so.
+        #: The connection that failed, such as "postgres_conn_id='orders_db'"; empty if unknown.
         self.connection = ""
 
     def during(self, state: str, published: bool | None = False) -> None:
-        """Say what is visible, unless the error says so itself."""
+        """Say what is visible, unless the error says so already."""
         if not self.state:
             self.state, self.published = state, published
 
@@ -64,7 +64,7 @@ class InvalidArgument(ExportError, ValueError):
 
     :param argument: name of the argument.
     :param value: what was given.
-    :param allowed: what would be accepted, in words.
+    :param allowed: a description of what is allowed.
     """
 
     def __init__(self, argument: str, value: object, allowed: str) -> None:
@@ -76,7 +76,7 @@ class InvalidArgument(ExportError, ValueError):
 
 
 class DatabaseError(ExportError):
-    """Postgres refused a statement, failed, or is out of reach.
+    """Postgres refused a statement, failed, or can't be reached.
 
     :param sqlstate: the error's SQLSTATE (PostgreSQL manual, appendix A); None if the server sent none.
     """
@@ -87,11 +87,11 @@ class DatabaseError(ExportError):
 
 
 class LoginRefused(DatabaseError):
-    """The server does not let the role in: the login, or the database's name, is wrong."""
+    """The server refused the login: user, password or database name is wrong, or the user may not connect."""
 
 
 class SnapshotGone(ExportError):
-    """The snapshot that was to be read on is no longer held: a new one has to be taken, and everything read anew."""
+    """The snapshot to read on is no longer held: take a new one, and read everything again."""
 
 
 class TransactionsRunning(ExportError):
@@ -105,7 +105,7 @@ class EmptyResult(ExportError):
 
 
 class StoreError(ExportError):
-    """The object store refused a request, failed, or is out of reach.
+    """The object store refused a request, failed, or can't be reached.
 
     :param code: the store's error code (``AccessDenied``, ``NoSuchBucket``, …), or the name of botocore's exception.
     """
@@ -116,21 +116,21 @@ class StoreError(ExportError):
 
 
 class AlreadyExists(ExportError):
-    """An object is there already, and `Options.overwrite` is False.
+    """An object exists, and `Options.overwrite` is False.
 
-    :param url: of the object.
-    :param what: is there, or when it came.
+    :param url: URL of the object.
+    :param what: its size and time, or when it appeared.
     """
 
     def __init__(self, url: str, what: str) -> None:
         super().__init__(
-            f"{url} is there already ({what}), and overwrite is False.",
-            "Leave it, or remove it, or export to another key, or allow overwrite.",
+            f"{url} already exists ({what}), and overwrite is False.",
+            "Remove it, export to another key, or set overwrite to True.",
         )
 
 
 class VerificationError(ExportError):
-    """What was read, sent and stored do not agree."""
+    """Rows or bytes read, sent and stored do not match."""
 
 
 class Superseded(VerificationError):
@@ -140,7 +140,7 @@ class Superseded(VerificationError):
 class ExportCancelled(ExportError):
     """The export was stopped from outside before its object was complete."""
 
-    transient = None  # A worker that is shut down stops an export in the same way as a person.
+    transient = None  # unknown: a person and a worker that shuts down stop an export in the same way
 
 
 class ManifestError(ExportError):
@@ -152,15 +152,15 @@ class ManifestMissing(ManifestError):
 
 
 class ManifestInvalid(ManifestError):
-    """The manifest is truncated, contradicts its schema or itself, or is no manifest at all."""
+    """The manifest is truncated, contradicts its schema or itself, or is no manifest."""
 
 
 class ManifestTooNew(ManifestError):
-    """The manifest is of a version that this program does not know."""
+    """The manifest has a version that is newer than this program."""
 
 
 class ForeignBucket(ManifestError):
-    """The manifest is in another bucket than the one that is allowed, or names an object of another."""
+    """The manifest is in a bucket that is not allowed, or names an object in another bucket."""
 
 
 class ObjectChanged(ManifestError):

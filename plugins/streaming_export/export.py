@@ -30,25 +30,25 @@ log = logging.getLogger(__name__)
 
 
 class Export:
-    """One export of a query into CSV files and their manifest; they are whole, or what was there before.
+    """One export of a query into CSV files and their manifest: all of them become visible, or nothing changes.
 
     :param query: SQLAlchemy ``Select``, or the text of a SELECT with ``:name`` parameters.
     :param parameters: a value for each parameter of the query.
     :param engine: engine of the psycopg2 dialect (``postgresql+psycopg2://``); its pool is not used.
     :param bucket: where the files go.
-    :param key: of the file in the bucket.
+    :param key: key of the file in the bucket.
     :param unique_key: name of a column that is unique and not null: the file is ordered by it, and the query is read in
         ranges along it. Without it the query is read as one stream in its own order.
-    :param window: begin and end, in ISO 8601 with an offset, of the time whose rows the query gives; for the
-        manifest, and for `Options.wait_for_transactions`.
+    :param window: begin and end, in ISO 8601 with an offset, of the period that the query covers; for the manifest, and
+        for `Options.wait_for_transactions`.
     :param mask_key: secret of the mask "hash", of at least 16 bytes: with the same one, the same value has the same
         hash in every export.
-    :param run: what runs the export, by name; for the manifest.
+    :param run: names of what runs the export, such as DAG and task; for the manifest.
     :param application_name: what ``pg_stat_activity`` shows.
     :param options: how to export.
-    :param snapshot: id of a snapshot that another transaction holds: the export reads on it, and is a piece of a larger
-        one; its files get no manifest of their own (see `streaming_export.pieces`).
-    :param key_range: of a piece: reads only keys after the first and up to the second, as text; None for no bound.
+    :param snapshot: id of a snapshot that another transaction holds. The export then reads on it, as a piece of a
+        larger export, and writes no manifest of its own (see `streaming_export.pieces`).
+    :param key_range: for a piece: read only keys after the first and up to the second, as text; None for no bound.
     :raises InvalidArgument: if an argument is not allowed.
     """
 
@@ -72,8 +72,8 @@ class Export:
         self._is_piece = snapshot is not None
         self._options = options or Options()
         _check(engine, key, application_name, window, self._options)
-        self._layout(b"").key(key, 1)  # refuses a name that says something else
-        self._options.projection(mask_key).settings()  # refuses a key that is missing
+        self._layout(b"").key(key, 1)  # refuses an extension that contradicts the compression
+        self._options.projection(mask_key).settings()  # refuses a missing or short mask key
         self._engine = engine
         self._bucket = bucket
         self._key = key
@@ -97,16 +97,16 @@ class Export:
         )
 
     def run(self) -> ExportResult:
-        """Export; call it once. The errors say what is published, and what to do (see `ExportError`).
+        """Export; call it only once. The errors say what is published and what to do (see `ExportError`).
 
         :raises InvalidArgument: if Postgres or the store shows that an argument is not allowed; nothing was read.
         :raises DatabaseError: if Postgres refused the query or failed.
-        :raises SnapshotGone: if nobody holds the snapshot of a piece any more.
-        :raises TransactionsRunning: if transactions that began before the window's end do not end.
-        :raises AlreadyExists: if an object is there already, and `overwrite` is False.
+        :raises SnapshotGone: if the snapshot of a piece is no longer held.
+        :raises TransactionsRunning: if transactions that began before the window's end do not end in time.
+        :raises AlreadyExists: if an object exists and `overwrite` is False.
         :raises EmptyResult: if there are no rows and `on_empty` is "fail".
         :raises StoreError: if the object store refused the object or failed.
-        :raises VerificationError: if what was read, sent and stored do not agree, or another export replaced it.
+        :raises VerificationError: if rows read, sent and stored do not match, or another export replaced the files.
         :raises ExportCancelled: if it was cancelled.
         """
         result = self._cancellation.run(self._publish)
@@ -114,24 +114,24 @@ class Export:
         return result
 
     def preview(self) -> Preview:
-        """What `run` would do; waits for no transaction, counts the rows, and writes nothing. Call it once.
+        """What `run` would do. Counts the rows, waits for no transactions, and writes nothing. Call it only once.
 
         :raises ExportError: as `run`.
         """
         return self._cancellation.run(self._look)
 
     def cancel(self) -> None:
-        """End the export, from any thread or a signal handler: `run` raises `ExportCancelled`, and nothing stays open.
+        """End the export, from any thread or a signal handler: `run` raises `ExportCancelled` and leaves nothing open.
 
-        Returns after three seconds at most; the export may take some more to end.
+        Returns within three seconds; the export may take longer to end.
         """
         self._cancellation.cancel()
 
     def _publish(self) -> ExportResult:
-        """The whole way of the data, in the thread that `Cancellation.run` makes."""
+        """The whole path of the data, in the thread that `Cancellation.run` starts."""
         started, started_at, export_id = time.monotonic(), datetime.now(UTC), uuid.uuid4().hex
         manifest_key = manifest.manifest_key(self._key)
-        with contextlib.ExitStack() as uploads:  # outlives the connections to the database, which are let go first
+        with contextlib.ExitStack() as uploads:  # outlives the database connections: those are closed first
             with self._failures():
                 self._stop.check()
                 waited = self._wait()
@@ -144,14 +144,14 @@ class Export:
                 exported = files.complete() if written else []
         if exported and not self._is_piece:
             document = self._manifest(export_id, csv, exported, waited, started_at)
-            with self._failures(files):  # no stop keeps the manifest of visible files back
+            with self._failures(files):  # without `stop`: visible files get their manifest
                 manifest.publish(
                     self._bucket, manifest_key, document, before=before, export_id=export_id, files=exported
                 )
         return self._result(csv, exported, time.monotonic() - started)
 
     def _look(self) -> Preview:
-        """Look at what would be done, in the thread that `Cancellation.run` makes."""
+        """Find out what `run` would do, in the thread that `Cancellation.run` starts."""
         with self._failures():
             self._stop.check()
             with self._reading() as csv:
@@ -168,7 +168,7 @@ class Export:
             yield csv
 
     def _transfer(self, csv: CsvStream, files: FileWriter) -> bool:
-        """Move all bytes; whether there is something to publish."""
+        """Move all bytes; returns whether there is something to publish."""
         progress = Progress(csv.plan.rows)
         for data, rows in csv.batches():
             files.write(data, rows)
@@ -176,15 +176,15 @@ class Export:
         if not csv.rows and self._options.on_empty == "fail":
             raise EmptyResult(
                 f"The query for {self._bucket.url(self._key)} returned no rows, and on_empty is 'fail'.",
-                "See why there are none, and export again.",
+                "Find out why there are none, and export again.",
             )
         return bool(csv.rows) or self._options.on_empty == "header"
 
     @contextlib.contextmanager
     def _failures(self, files: FileWriter | None = None) -> Iterator[None]:
-        """Raise what the export failed with first, and have it say what is published: here and nowhere else.
+        """Raise the first failure of the export, with what is published by then, unless it says so already.
 
-        :param files: once all rows are verified, the files, which are being published.
+        :param files: the files that are being published, once all rows are verified.
         """
         try:
             yield
@@ -196,11 +196,11 @@ class Export:
                     first.state = "The files are visible, whole and verified; their manifest may or may not be."
                 first.during(state, published)
             else:
-                first.add_note(f"{state} Retry; if it comes again, see what the worker lacks: memory, perhaps.")
+                first.add_note(f"{state} Retry. If it happens again, check the worker, for instance its memory.")
             raise first from first.__cause__
 
     def _first_failure(self, exc: BaseException) -> BaseException:
-        """Errors that only follow from another one, as that of a cancelled query, are not told."""
+        """The error that caused the others, such as that of a cancelled query."""
         self._stop.set(exc)
         reason = self._stop.reason or exc
         follows = isinstance(exc, Stopped) or (isinstance(reason, ExportCancelled) and isinstance(exc, DatabaseError))
@@ -269,7 +269,7 @@ class Export:
 def _check(
     engine: sa.Engine, key: str, application_name: str, window: tuple[str, str] | None, options: Options
 ) -> None:
-    """Refuse what needs no connection to be refused."""
+    """Refuse what can be refused without a connection."""
     dialect = engine.dialect
     if (dialect.name, dialect.driver) != ("postgresql", "psycopg2"):
         raise InvalidArgument("engine", f"{dialect.name}+{dialect.driver}", "postgresql+psycopg2")
@@ -278,7 +278,7 @@ def _check(
         raise InvalidArgument("application_name", application_name, "no control characters")
     if window is None:
         if options.wait_for_transactions is not None:
-            raise InvalidArgument("window", None, "needed by wait_for_transactions: begin and end of the time")
+            raise InvalidArgument("window", None, "wait_for_transactions needs the begin and end of a window")
         return
     try:
         begin, end = (datetime.fromisoformat(text) for text in window)
@@ -290,9 +290,9 @@ def _check(
 
 
 def _state(files: FileWriter | None) -> tuple[str, bool | None]:
-    """What is visible of an export, in a sentence, and whether something is."""
+    """A sentence that says what is visible of an export, and whether anything is."""
     if files is None or not files.visible:
         return "Nothing was published.", False
     if files.visible < files.opened:
-        return f"{files.visible} of the {files.opened} files are visible, without a manifest that names them.", True
-    return "The files are visible, whole and verified, but not their manifest: nobody is told of them yet.", True
+        return f"{files.visible} of the {files.opened} files are visible, but no manifest names them.", True
+    return "The files are visible, whole and verified, but their manifest is not written yet.", True

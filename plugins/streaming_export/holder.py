@@ -1,4 +1,4 @@
-"""Holds a snapshot, and finds the key ranges of it that other programs export: see pieces.py."""
+"""Holds a snapshot, and finds the key ranges that other programs export on it: see pieces.py."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from streaming_export.postgres.transactions import wait_for_older
 
 log = logging.getLogger(__name__)
 
-#: Pieces that one export can have.
+#: The most pieces of one export.
 MAX_PIECES = 1_000
 
-# Rows of a step of the walk that finds the ranges: each range has so many rows more or fewer than the next.
+# Rows of a step of the walk that finds the ranges. The sizes of two ranges differ by at most so many rows.
 _MIN_STEP, _MAX_STEP, _STEPS_A_PIECE = 1_000, 50_000, 20
 
-# The bounds of ranges are stored on their way to the programs that export the pieces: so only of keys that are numbers,
-# times or UUIDs, which are not personal (PostgreSQL's pg_type.dat).
+# The bounds of ranges are stored on their way to the programs that export the pieces, so keys must not be personal:
+# only numbers, times and UUIDs are allowed (OIDs from PostgreSQL's pg_type.dat).
 _KEYS = {20: "bigint", 21: "smallint", 23: "integer", 1700: "numeric", 2950: "uuid", 1082: "date"}
 _KEYS |= {1114: "timestamp", 1184: "timestamptz", 26: "oid"}
 
 
 class Holder:
-    """Takes a snapshot, finds the key ranges of the pieces, and holds the snapshot until it is left.
+    """Takes a snapshot, finds the key ranges of the pieces, and holds the snapshot until the block ends.
 
     :param key: of the export.
-    :param pieces: how many; there are fewer ranges where there are few rows.
+    :param pieces: number of pieces; for few rows there are fewer ranges.
     :param run: what runs the export, by name; for the manifest.
     :param stop: ends the wait for transactions and the walk when it is set.
 
-    The others are as those of `Export`.
+    The other parameters are those of `Export`.
 
     :raises InvalidArgument: if the number of pieces, or an option, is not allowed.
     """
@@ -86,13 +86,13 @@ class Holder:
             application_name=application_name,
             stop=self._stop,
         )
-        #: Has the server cancel what it runs; safe from any thread.
+        #: Cancels its queries on the server; safe from any thread.
         self.cancel = self._csv.snapshot.cancel
 
     def __enter__(self) -> Holder:
         """Take the snapshot and find the ranges.
 
-        :raises ExportError: as `Export.run`, until something is read.
+        :raises ExportError: as `Export.run` does before it reads.
         """
         started_at = datetime.now(UTC)
         try:
@@ -102,7 +102,7 @@ class Holder:
                 _check(self._csv)
                 rows, ranges = self._find_ranges()
                 document = self._document(uuid.uuid4().hex, started_at, waited)
-                #: What the others need.
+                #: What the programs that export the pieces need.
                 self.plan = Plan(document["export_id"], self._key, self._csv.snapshot.id, rows, ranges, document)
                 stack.pop_all()
         except (Stopped, ExportError) as exc:
@@ -119,9 +119,9 @@ class Holder:
         self._csv.__exit__(kind, exc, trace)
 
     def check(self) -> None:
-        """Make sure that the snapshot is held.
+        """Check that the snapshot is still held.
 
-        :raises DatabaseError: if it is not: its connection is lost.
+        :raises DatabaseError: if its connection is lost.
         """
         with translated("holding the snapshot"):
             self._csv.snapshot.owner.exec_driver_sql("SELECT 1").close()
@@ -135,7 +135,7 @@ class Holder:
         return waited.seconds, waited.unseen
 
     def _find_ranges(self) -> tuple[int, tuple[KeyRange, ...]]:
-        """Number of all rows, and the key ranges."""
+        """The number of all rows, and the key ranges."""
         step = min(_MAX_STEP, max(_MIN_STEP, self._csv.plan.rows // (self._pieces * _STEPS_A_PIECE)))
         rows, passed = 0, []
         with translated("finding the key ranges"):
@@ -180,6 +180,6 @@ def _check(csv: CsvStream) -> None:
     key = csv.query.key
     if key is None or key.oid not in _KEYS:
         named = key.name if key else None
-        raise InvalidArgument("unique_key", named, f"of one of the types {', '.join(sorted(_KEYS.values()))}")
+        raise InvalidArgument("unique_key", named, f"a column of one of the types {', '.join(sorted(_KEYS.values()))}")
     if csv.plan.repeats != "always":
-        raise InvalidArgument("query", "one that asks for the time, or is volatile", "the same rows each time it runs")
+        raise InvalidArgument("query", "volatile, or asks for the time", "it must give the same rows on each run")

@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 __all__ = ["LONGEST_SUFFIX", "File", "Manifest", "build", "current", "is_identifier", "loggable", "manifest_key"]
 __all__ += ["move_latest", "of_files", "parse", "publish", "published_by", "read"]
 
-#: Bytes that no key of an export's objects is longer than that of the export.
+#: By how many bytes the key of any object of an export may be longer than the export's key.
 LONGEST_SUFFIX = _LONGEST_FILE_SUFFIX + len(".manifest.json")
 
-# Each lost race means that somebody else has written; more than a few at a time are not to be expected.
+# Each lost race means that another export has written; few exports to one key run at the same time.
 _TRIES = 20
 
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
@@ -65,18 +65,18 @@ def build(
 ) -> dict[str, Any]:
     """The manifest of an export that is complete.
 
-    :param export_id: what is in the metadata of its objects.
+    :param export_id: the id in the metadata of its objects.
     :param bucket: name of the bucket.
     :param rows_verified: whether the database counted the same rows.
     :param columns: name and Postgres type of each, in order.
-    :param masked: by column, what stands in the place of its values.
-    :param spreadsheet_safe: whether ' stands before what a spreadsheet would take for a formula.
+    :param masked: mask of each masked column, by name.
+    :param spreadsheet_safe: whether text that a spreadsheet would take for a formula begins with '.
     :param query_sha256: of the query's text, without the values of its parameters.
     :param parameters: the values of the query's parameters; only those that `loggable` allows are kept.
-    :param unique_key: name of the column that the files are ordered by, if there is one.
-    :param window: begin and end of the time whose rows these are; None for all rows.
-    :param waited: seconds that were waited for transactions that began before the window's end, and which of them could
-        not be seen; None if nobody looked.
+    :param unique_key: name of the column that orders the files; None if there is none.
+    :param window: begin and end of the period that the rows cover; None for all rows.
+    :param waited: seconds of the wait for transactions that began before the window's end, and which of them could not
+        be seen; None if the export did not look.
     :param snapshot: `taken_at` (a datetime), `wal_position`, `standby`, `server_version`.
     :param run: what ran the export.
     :param started_at: when the export began.
@@ -117,7 +117,7 @@ def build(
 
 
 def of_files(bucket: str, files: Sequence[ExportedFile]) -> dict[str, Any]:
-    """What a manifest says of its files, which are complete now."""
+    """The part of a manifest that describes its files, which are complete now."""
     urls = [f"s3://{bucket}/{file.key}" for file in files]
     return {
         "entries": [
@@ -135,13 +135,13 @@ def of_files(bucket: str, files: Sequence[ExportedFile]) -> dict[str, Any]:
 
 
 def loggable(value: object) -> bool:
-    """Whether a value can't be personal and may be seen: a date, a time, a boolean, or nothing."""
+    """Whether a value may be logged because it can't be personal: a date, a time, a boolean, or None."""
     if isinstance(value, str):
         try:
             datetime.fromisoformat(value)
         except ValueError:
             return False
-        return _DATE.match(value) is not None  # not eight digits, which may be anything
+        return _DATE.match(value) is not None  # fromisoformat() also takes eight digits, which may be anything
     return value is None or isinstance(value, bool | date | datetime | time)
 
 
@@ -154,10 +154,10 @@ def _text(value: object) -> str | None:
 
 
 def published_by(bucket: Bucket, key: str) -> str | None:
-    """The run (`run` of an export's argument of this name) that has published an export to `key`.
+    """The name of the run that published the export at `key`: `run["run"]` of `Export`.
 
-    :returns: None if none has; "" if it had no name.
-    :raises InvalidArgument: if `key` can't be one.
+    :returns: None if there is no export; "" if its run had no name.
+    :raises InvalidArgument: if `key` is not a valid key.
     :raises ManifestError: if what is at the manifest's key is no manifest.
     :raises StoreError: if the store failed.
     """
@@ -171,12 +171,12 @@ def published_by(bucket: Bucket, key: str) -> str | None:
 def current(bucket: Bucket, key: str, *, stop: Stop | None = None) -> str | None:
     """The ETag of the manifest at `key`, without quotes; None if there is none.
 
-    To be read before the uploads of a new export are opened. The log says if what is there is no manifest.
+    Read it before the uploads of a new export are opened. If the object there is no manifest, this logs a warning.
 
     :param key: of the manifest.
     :param stop: of the export.
     :raises StoreError: if the store failed.
-    :raises Stopped: if the export shall end.
+    :raises Stopped: if the export is stopped.
     """
     found = bucket.within(stop or Stop()).read(key)
     if found is None:
@@ -200,30 +200,30 @@ def publish(
 ) -> None:
     """Write the manifest of an export whose objects are complete.
 
-    Of several exports to one key at a time, the one whose objects are visible writes its manifest over those of the
-    others; each of the others fails, so that its retry makes objects and manifest belong together again.
+    If several exports write to one key at a time, the one whose objects are visible replaces the others' manifests.
+    Each of the others fails; its retry publishes a matching object and manifest.
 
     :param key: of the manifest.
-    :param before: what `current` said before the uploads were opened.
-    :param export_id: what is in the objects' metadata.
+    :param before: the result of `current` before the uploads were opened.
+    :param export_id: the id in the objects' metadata.
     :param stop: of the export.
     :raises Superseded: if another export has replaced an object.
     :raises StoreError: if the store failed.
-    :raises Stopped: if the export shall end.
+    :raises Stopped: if the export is stopped.
     """
     bucket, body, replaces = bucket.within(stop or Stop()), _encode(document), before
     for _ in range(_TRIES):
         if bucket.put(key, body, replaces=replaces, export_id=export_id):
             break
-        # Its ETag first: whoever replaces an object after the look at it writes a manifest after that, too.
+        # The manifest's ETag before the objects: an export that replaces one after the check writes its manifest later.
         found = bucket.head(key)
         replaces = found.etag if found else None
         _check_objects(bucket, export_id, files)
-        log.info("Another export wrote %s, whose files this one has replaced: writing it again.", bucket.url(key))
+        log.info("Another export wrote %s, but this export's files are visible. Writing it again.", bucket.url(key))
     else:
         raise _superseded(bucket.url(key))
     try:
-        # Where the store ignores conditions, or an export that was late has replaced an object.
+        # The store may ignore conditions, or a late export may have replaced an object.
         _check_objects(bucket, export_id, files)
     except StoreError as exc:
         exc.during("The files and their manifest are visible; another export may have replaced some of them.", True)
@@ -233,17 +233,17 @@ def publish(
 def move_latest(
     bucket: Bucket, key: str, manifest_url: str, taken_at: datetime, extra: Mapping[str, Any] | None = None
 ) -> bool:
-    """Have the document at `key` name this export's manifest, unless it names one of the same or a later snapshot.
+    """Make the document at `key` name this export's manifest, unless it names one of the same or a later snapshot.
 
-    A store without conditional writes keeps the last write: the document may then go back by one export when two end
-    at the same moment.
+    A store without conditional writes keeps the last write: if two exports end at the same moment, the document may
+    then name the older one.
 
-    :param manifest_url: what it shall name.
+    :param manifest_url: URL of the manifest to name.
     :param taken_at: when the export's snapshot was taken.
-    :param extra: what else it shall say, such as the number of rows.
-    :returns: whether it was moved.
-    :raises InvalidArgument: if `key` can't be one.
-    :raises VerificationError: if others kept moving it.
+    :param extra: further members of the document, such as the number of rows.
+    :returns: whether the document was changed.
+    :raises InvalidArgument: if `key` is not a valid key.
+    :raises VerificationError: if other exports kept changing it.
     :raises StoreError: if the store failed.
     """
     check_key("key", key)
@@ -258,14 +258,14 @@ def move_latest(
                 log.warning("%s names no manifest and its time. This export replaces it.", bucket.url(key))
             if bucket.put(key, body, replaces=found[1] if found else None, export_id=str(uuid.uuid4())):
                 return True
-        raise VerificationError(f"Others kept moving {bucket.url(key)}.", "Retry.", transient=True)
+        raise VerificationError(f"Other exports kept changing {bucket.url(key)}.", "Retry.", transient=True)
     except (StoreError, VerificationError) as exc:
         exc.during(f"{manifest_url} is published, but {bucket.url(key)} does not name it yet.", True)
         raise
 
 
 def _check_objects(bucket: Bucket, export_id: str, files: Sequence[ExportedFile]) -> None:
-    """Make sure that the visible objects are those of this export, or their equals.
+    """Check that the visible objects are those of this export, or equal to them.
 
     :raises Superseded: if one is not.
     """
@@ -278,18 +278,18 @@ def _check_objects(bucket: Bucket, export_id: str, files: Sequence[ExportedFile]
 def _superseded(url: str) -> Superseded:
     return Superseded(
         f"Another export replaced {url} while this one was being published; its files stay.",
-        "See whether two runs write to this key; a retry replaces them.",
+        "Check whether two runs write to this key; a retry replaces them.",
         transient=True,
     )
 
 
 def _encode(document: Mapping[str, Any]) -> bytes:
-    # What UTF-8 has not, half of a surrogate pair, gets JSON's escape.
+    # UTF-8 can't encode half of a surrogate pair: it becomes a JSON escape.
     return json.dumps(document, ensure_ascii=False, indent=2).encode(errors="backslashreplace") + b"\n"
 
 
 def _taken_at(document: bytes) -> datetime | None:
-    """Of the snapshot that a document names; None for one that can't be read, and gets replaced."""
+    """The time of the snapshot that a document names; None for a document that can't be read, and is replaced."""
     try:
         there = json.loads(document)
         moment, names = datetime.fromisoformat(there["taken_at"]), isinstance(there["manifest_url"], str)

@@ -1,4 +1,4 @@
-"""Reads a manifest and checks it: it is input, whoever wrote it."""
+"""Reads and checks a manifest, which is untrusted input."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from streaming_export.s3.bucket import Bucket, check_key
 VERSION = 1
 
 _SCHEMA = Path(__file__).with_name("manifest.schema.json")
-_MAX_NAME_BYTES = 63  # PostgreSQL manual, 4.1.1: longer names are cut off, and could then meet another one
+_MAX_NAME_BYTES = 63  # PostgreSQL manual, 4.1.1: longer names are truncated, and two could become the same
 
 
 @dataclass(frozen=True, slots=True)
 class File:
     """An object that the manifest names.
 
-    :param key: where it is in the manifest's bucket.
+    :param key: its key in the manifest's bucket.
     :param rows: data rows, without the header.
     :param bytes: its size.
     :param sha256: of its content, in hex.
@@ -46,21 +46,21 @@ class Manifest:
     """What a reader needs of a manifest.
 
     :param url: where it is.
-    :param sha256: of its own text, in hex: no two exports have the same.
-    :param export_id: what is in the metadata of its objects; None in manifests from before there were any.
+    :param sha256: of its own text, in hex, which differs between exports.
+    :param export_id: the id in the metadata of its objects; None in manifests that are older than this id.
     :param files: all objects, in order.
     :param rows: data rows of all files.
     :param columns: name and Postgres type of each column, in order.
-    :param unique_key: name of the column that is unique, if one is.
-    :param window: begin and end of the time whose rows these are; None for all rows.
+    :param unique_key: name of the column that orders the files; None if there is none.
+    :param window: begin and end of the period that the rows cover; None for all rows.
     :param taken_at: when the snapshot was taken.
     :param compression: None, "gzip" or "zstd".
     :param run: what ran the export.
     :param rows_verified: whether the database counted the same rows.
-    :param masked: by column, what stands in the place of its values.
+    :param masked: mask of each masked column, by name.
     :param snapshot: `wal_position`, `standby` and `server_version`, as the schema describes them.
-    :param older_transactions: what was waited for, as the schema describes it; None if nobody looked.
-    :param spreadsheet_safe: whether the data is changed for spreadsheets.
+    :param older_transactions: the wait for older transactions, as the schema describes it; None if there was none.
+    :param spreadsheet_safe: whether text that a spreadsheet would take for a formula was changed.
     :param query_sha256: of the query's text, in hex.
     :param started_at: when the export began.
     :param finished_at: when it was published.
@@ -97,14 +97,14 @@ class Manifest:
 def read(bucket: Bucket, url: str) -> Manifest:
     """Read the manifest at an ``s3://`` URL.
 
-    :param bucket: the only one in which the manifest and its objects may be.
+    :param bucket: the only bucket that may hold the manifest and its objects.
     :raises ManifestError: if it is missing, invalid, too new, or names another bucket.
     :raises StoreError: if the store failed.
     """
     found = bucket.read(_key(url, bucket.name, url))
     if found is None:
         raise ManifestMissing(
-            f"There is no manifest at {url}: its export was not published, or the bucket's lifecycle removed it.",
+            f"There is no manifest at {url}. The export was not published, or the bucket's lifecycle removed it.",
             "Export again.",
         )
     return replace(parse(found[0], bucket.name, url), etag=found[1])
@@ -113,24 +113,24 @@ def read(bucket: Bucket, url: str) -> Manifest:
 def parse(body: bytes, bucket: str, url: str) -> Manifest:
     """Check the text of a manifest.
 
-    :param bucket: name of the only bucket in which its objects may be.
+    :param bucket: name of the only bucket that may hold its objects.
     :param url: where it is, for errors.
     :raises ManifestError: if it is invalid, too new, or names another bucket.
     """
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as exc:
-        raise _invalid(url, f"it is not JSON; perhaps it was truncated: {len(body):,} bytes") from exc
+        raise _invalid(url, f"its {len(body):,} bytes are not JSON; it may be truncated") from exc
     version = document.get("manifest_version") if isinstance(document, dict) else None
     if isinstance(version, int) and version > VERSION:
         raise ManifestTooNew(
-            f"The manifest {url} is of version {version}, and this program knows versions up to {VERSION}.",
-            "Update the consumer before the exporter.",
+            f"The manifest {url} has version {version}, but this program reads versions up to {VERSION}.",
+            "Update this program. In future, update consumers before exporters.",
         )
     error = jsonschema.exceptions.best_match(_validator().iter_errors(document))
     if error:
         where = ".".join(map(str, error.absolute_path)) or "the document"
-        raise _invalid(url, f"{where} does not fit {_SCHEMA.name} ({error.validator})")
+        raise _invalid(url, f"{where} violates {_SCHEMA.name} ({error.validator})")
     key, window = document["unique_key"], document["window"]
     manifest = Manifest(
         url=url,
@@ -165,25 +165,25 @@ def is_identifier(name: str) -> bool:
     """Whether Postgres can have a column, table or schema of this name."""
     try:
         encoded = name.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
+    except UnicodeEncodeError:  # JSON can hold half of a surrogate pair
         return False
     return 1 <= len(encoded) <= _MAX_NAME_BYTES and b"\0" not in encoded
 
 
 def _contradictions(manifest: Manifest, document: dict[str, Any]) -> Iterator[str]:
-    """What the schema can't say."""
+    """Contradictions that the schema can't express."""
     names = [name for name, _ in manifest.columns]
     if len(set(names)) < len(names):
         yield "two columns have the same name"
     if not all(map(is_identifier, names)):
         yield "a column has a name that Postgres does not allow"
     if manifest.unique_key is not None and manifest.unique_key not in names:
-        yield f"its unique key {manifest.unique_key!r} is none of its columns"
+        yield f"its unique key {manifest.unique_key!r} is not one of its columns"
     if sum(file.rows for file in manifest.files) != manifest.rows:
         yield "the rows of its files do not add up"
     entries = [(entry["url"], entry["meta"]["content_length"]) for entry in document["entries"]]
     if entries != [(file["url"], file["bytes"]) for file in document["files"]]:
-        yield "its entries are not its files"
+        yield "its entries and its files differ"
     if manifest.bytes != document["bytes"]:
         yield "the bytes of its files do not add up"
 
@@ -193,16 +193,16 @@ def _key(url: str, bucket: str, manifest_url: str) -> str:
     scheme, _, rest = url.partition("://")
     found, _, key = rest.partition("/")
     if scheme != "s3" or not found or not key:
-        raise _invalid(manifest_url, f"{url!r} is no s3://bucket/key")
+        raise _invalid(manifest_url, f"{url!r} is not of the form s3://bucket/key")
     if found != bucket:
         raise ForeignBucket(
-            f"{manifest_url} leads to {url!r}, and only objects of the bucket {bucket!r} may be loaded.",
-            "If this is the right manifest, set the bucket.",
+            f"{manifest_url} names {url!r}, but only objects in the bucket {bucket!r} are allowed.",
+            "If this is the right manifest, allow its bucket.",
         )
     try:
         check_key("key", key)
     except InvalidArgument as exc:
-        raise _invalid(manifest_url, f"{url!r} is no key of an export ({exc.allowed})") from None
+        raise _invalid(manifest_url, f"{url!r} has no valid key ({exc.allowed})") from None
     return key
 
 
@@ -210,20 +210,20 @@ def _time(text: str, url: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as exc:
-        raise _invalid(url, f"{text!r} is no time in ISO 8601") from exc
+        raise _invalid(url, f"{text!r} is not a time in ISO 8601") from exc
     if moment.tzinfo is None:
         raise _invalid(url, f"the time {text!r} has no time zone")
     return moment
 
 
 def _invalid(url: str, why: str) -> ManifestInvalid:
-    remedy = "Export again, which replaces it; if it is somebody else's file, export to another key."
+    remedy = "Export again to replace it. If it is another program's file, export to another key."
     return ManifestInvalid(f"The manifest {url} can't be used: {why}.", remedy)
 
 
 @functools.cache
 def _validator() -> Any:
-    """Checks against the schema, but for members that a later program may have added (see its description)."""
+    """The validator of the schema, which ignores unknown members: a later program may have added them."""
     tolerant = jsonschema.validators.extend(
         jsonschema.Draft202012Validator, {"additionalProperties": lambda *_: iter(())}
     )

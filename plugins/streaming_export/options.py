@@ -1,4 +1,4 @@
-"""How to export: what is the same for every run."""
+"""How to export: the options, which are the same for every run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from streaming_export.s3.layout import Compression
 
 OnEmpty = Literal["header", "skip", "fail"]
 
-#: Rows of a batch by method: "rows" holds a batch in memory as Python objects, "copy" does not.
+#: Rows per batch, by method: "rows" holds a batch in memory as Python objects, "copy" does not.
 DEFAULT_YIELD_PER: dict[str, int] = {"copy": 50_000, "rows": 5_000}
 
 
@@ -23,26 +23,24 @@ class Options:
     """How to export; the same for every run.
 
     :param method: "copy", or "rows" where COPY is not available; the bytes are the same.
-    :param yield_per: rows of a batch; by default 50,000 for "copy", and 5,000 for "rows", which holds a batch
-        in memory.
+    :param yield_per: rows per batch; None: 50,000 for "copy", and 5,000 for "rows", which holds a batch in memory.
     :param readers: connections that read at the same time, each a key range of `yield_per` rows; used by "copy" with a
-        unique key. With 1, the query is read as one ordered stream, and no value of a row stands in any statement.
-    :param on_empty: for a query without rows: "header" writes just the header, "skip" writes nothing and
-        leaves what was there, "fail" raises.
-    :param verify_rows: have the database count the rows of a stream in the same snapshot, and compare; rows of key
-        ranges are counted anyway.
-    :param columns: names of the only columns in the file, in its order: what the query has beside them is never
-        exported; None for all of its columns.
-    :param mask: by column, what stands in the file in place of its values: "hash", their HMAC-SHA-256 in hex;
-        "redact", ``***``; "drop" leaves the column out. NULL stays NULL. The server does it, before a byte leaves it.
+        unique key. With 1, the query is read as one ordered stream, and no value of a row appears in SQL.
+    :param on_empty: if the query returns no rows: "header" writes just the header, "skip" writes nothing and leaves
+        what was there, "fail" raises.
+    :param verify_rows: have the database count the rows of a stream in the same snapshot, and compare. Rows of key
+        ranges are always counted.
+    :param columns: the columns of the file, in order; None: all columns of the query.
+    :param mask: column name → "hash" (the HMAC-SHA-256 of the value in hex), "redact" (``***``) or "drop" (the column
+        is left out). NULL stays NULL. The database server masks, so the original values never leave it.
     :param spreadsheet_safe: put ``'`` before text that a spreadsheet would take for a formula; changes the data.
     :param compression: None, "gzip" or "zstd"; adds ``.gz`` or ``.zst`` to the key.
-    :param max_file_rows: data rows of a file; more go to further files, ``…-00001.csv``, ``…-00002.csv``, …
-    :param max_file_bytes: bytes of CSV of a file, before compression; likewise.
-    :param overwrite: False: raise `AlreadyExists` if an object is there already, also one that another export writes
-        meanwhile; a store without conditional writes is only looked at before.
-    :param wait_for_transactions: seconds to wait at most, before the snapshot is taken, until no transaction is
-        running that began before the end of the window; None does not look.
+    :param max_file_rows: maximum data rows of a file; the files are then ``…-00001.csv``, ``…-00002.csv``, …
+    :param max_file_bytes: maximum CSV bytes of a file, before compression; likewise.
+    :param overwrite: False: raise `AlreadyExists` if the object exists, even if another export writes it meanwhile. A
+        store without conditional writes is only checked before.
+    :param wait_for_transactions: maximum seconds to wait, before the snapshot is taken, for transactions that began
+        before the end of the window; None does not wait.
     :raises InvalidArgument: naming the option, its value and what is allowed.
     """
 
@@ -82,5 +80,5 @@ class Options:
                 raise InvalidArgument(name, value, f"a whole number from {least} to {most:,}")
 
     def projection(self, mask_key: str | None) -> Projection:
-        """Which columns are in the file, and what stands in place of their values."""
+        """The columns of the file, and their masks."""
         return Projection(self.columns, self.mask, mask_key, self.spreadsheet_safe)

@@ -1,12 +1,12 @@
 """One export by several programs: one holds a snapshot, others export its key ranges, and one publishes them.
 
-The holder enters `Holder` (holder.py) and hands its `plan` to the others. Each of them exports a piece, by `Export`
-with the plan's snapshot and one of its ranges, and calls `report`. If `Holder.check` succeeds once all reports are
-there, every piece was read on the snapshot; then `publish` writes the one manifest.
+The holder enters `Holder` (holder.py) and hands its `plan` to the others. Each of them exports a piece, with `Export`,
+the plan's snapshot and one of its ranges, and calls `report`. If `Holder.check` succeeds after all reports exist, every
+piece was read on the snapshot; then `publish` writes the one manifest.
 
-A plan has a token of its own that is in the keys of its pieces: pieces of another plan are never taken for its own, and
-the files of an export that is published stay as they are until its successor's manifest replaces it. Reports are not
-manifests, and no reader of manifests takes them for one.
+The keys of the pieces contain the plan's token. So pieces of another plan are never mistaken for this one's, and the
+files of a published export stay untouched until the manifest of the next one replaces its manifest. Reports are not
+manifests, and readers of manifests ignore them.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from streaming_export.s3.files import ExportedFile
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the programs of one export share; JSON can hold `asdict` of it.
+    """What the programs of one export share; `asdict` of it fits into JSON.
 
-    :param token: names this plan, and no other.
-    :param key: of the export, which its pieces' keys are made of.
+    :param token: unique to this plan.
+    :param key: key of the export; the pieces' keys are derived from it.
     :param snapshot: id of the snapshot to read on.
-    :param rows: that the database has counted in it.
-    :param ranges: of keys, of about as many rows each, in order; one for each piece.
+    :param rows: the database's count of the rows in it.
+    :param ranges: a key range for each piece, in order, of about the same number of rows.
     :param document: the manifest, without its files.
     """
 
@@ -51,17 +51,17 @@ class Plan:
 
     @classmethod
     def parse(cls, shared: Mapping[str, Any]) -> Plan:
-        """The plan of `asdict`."""
+        """The plan from the mapping that `asdict` made of it."""
         ranges = tuple((after, upto) for after, upto in shared["ranges"])
         return cls(**{**shared, "ranges": ranges})
 
     @property
     def prefix(self) -> str:
-        """What the keys of its pieces and reports begin with, and no others."""
+        """The prefix of the keys of its pieces and reports, and of no others."""
         return f"{self._split_key[0]}-{self.token[:12]}-"
 
     def piece_key(self, number: int) -> str:
-        """The key of a piece's file, from 0."""
+        """The key of a piece's file; `number` counts from 0."""
         return f"{self.prefix}{number + 1:05}{self._split_key[1]}"
 
     def report_key(self, number: int) -> str:
@@ -78,7 +78,7 @@ class Plan:
 
 
 def report(bucket: Bucket, plan: Plan, number: int, files: Sequence[ExportedFile]) -> None:
-    """Note that a piece is complete, and what its files are.
+    """Write down that a piece is complete, and which files it has.
 
     :param number: of the piece, from 0.
     :raises StoreError: if the store failed.
@@ -97,9 +97,9 @@ def reported(bucket: Bucket, plan: Plan) -> set[int]:
 
 
 def publish(bucket: Bucket, plan: Plan, *, stop: Stop | None = None) -> ExportResult:
-    """Write the manifest of all pieces, once the holder has seen all of them reported while it held the snapshot.
+    """Write the manifest of all pieces, after the holder has seen all reports while it held the snapshot.
 
-    :raises VerificationError: if a piece is missing, or their rows are not those that the database has counted.
+    :raises VerificationError: if a piece is missing, or the number of rows is not the database's count.
     :raises StoreError: if the store failed.
     :raises ExportCancelled: if `stop` is set by a cancellation.
     """
@@ -118,7 +118,7 @@ def publish(bucket: Bucket, plan: Plan, *, stop: Stop | None = None) -> ExportRe
     except (Stopped, ExportError) as exc:
         first = (stop and stop.reason) or exc
         if isinstance(first, ExportError):
-            first.during("No manifest was written: what was published before stays.")
+            first.during("No manifest was written. What was published before stays.")
         raise first from None
     taken_at, started_at = plan.document["snapshot"]["taken_at"], datetime.fromisoformat(plan.document["started_at"])
     seconds = (datetime.now(UTC) - started_at).total_seconds()  # by the clocks of two machines, as in the manifest
@@ -126,16 +126,16 @@ def publish(bucket: Bucket, plan: Plan, *, stop: Stop | None = None) -> ExportRe
 
 
 def _files(bucket: Bucket, plan: Plan, number: int) -> list[ExportedFile]:
-    """The files that a piece has reported."""
+    """The files that a piece reported."""
     found = bucket.read(plan.report_key(number))
     said = json.loads(found[0]) if found else {}
     if said.get("token") != plan.token or said.get("piece") != number:
         raise VerificationError(
-            f"Piece {number + 1} of {bucket.url(plan.key)} is not there.", "Have the whole export start again."
+            f"Piece {number + 1} of {bucket.url(plan.key)} is missing.", "Start the whole export again."
         )
     return [ExportedFile(**file) for file in said["files"]]
 
 
 def of_piece(options: Options) -> Options:
-    """The options of a piece: the holder has waited, and a piece without rows is a file with a header."""
+    """The options of a piece: the holder has waited already, and a piece without rows is a file with only a header."""
     return dataclasses.replace(options, on_empty="header", wait_for_transactions=None)

@@ -1,4 +1,4 @@
-"""What an export reports: how far it is, and what it has done or would do."""
+"""What an export reports: its progress, and what it did or would do."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _PROGRESS_SECONDS = 10.0
 class ExportResult:
     """What was exported.
 
-    :param bucket: where the files are.
-    :param key: where the file is, or the first of several; None if there were no rows and `on_empty` is "skip".
+    :param bucket: name of the bucket.
+    :param key: key of the file, or of the first of several; None if there were no rows and `on_empty` is "skip".
     :param rows: number of data rows, without headers.
     :param rows_verified: whether the database counted the same number in the same snapshot.
     :param bytes: size of all files.
     :param sha256: of the file's content, in hex; None for several files.
-    :param etag: of the file, as the store gives it; None for several files.
+    :param etag: of the file, without quotes; None for several files.
     :param parts: number of parts that were uploaded.
     :param files: all files, in order.
-    :param manifest_url: where the manifest is; None for a piece.
+    :param manifest_url: URL of the manifest; None if nothing was written, and for a piece.
     :param snapshot_taken_at: when the snapshot that was read was taken, in ISO 8601.
-    :param seconds: from the call to the published manifest.
+    :param seconds: from the start of the export until it was published.
     """
 
     bucket: str
@@ -80,13 +80,13 @@ class ExportResult:
 class Preview:
     """What an export would do.
 
-    :param sql: the query, with the names of its parameters in place of their values.
+    :param sql: the query, with the names of its parameters instead of their values.
     :param columns: names of the columns.
-    :param rows: counted in the snapshot; None if that took too long.
-    :param estimated_rows: by the planner.
-    :param estimated_bytes: by the planner, before compression; for the rows that were counted.
-    :param targets: URL of each object that would be written, the first if there are several files, and of the
-        manifest; with what it would replace, in words, or None.
+    :param rows: number of rows in the snapshot; None if counting took too long.
+    :param estimated_rows: the planner's estimate.
+    :param estimated_bytes: size before compression: the planner's width of a row, times the rows.
+    :param targets: URLs of the first file and of the manifest, each with a description of what it would replace, or
+        None.
     """
 
     sql: str
@@ -105,7 +105,11 @@ class Progress:
         self._started = self._reported = time.monotonic()
 
     def report(self, rows: int, size: int) -> None:
-        """So many rows, and bytes of files, by now."""
+        """Log the progress, if the last report is long enough ago.
+
+        :param rows: read so far.
+        :param size: bytes written so far.
+        """
         now = time.monotonic()
         if now - self._reported < _PROGRESS_SECONDS:
             return
@@ -122,7 +126,7 @@ class Progress:
 def log_end(result: ExportResult) -> None:
     """Log what was published."""
     if result.key is None:
-        log.info("The query returned no rows: nothing was written to s3://%s.", result.bucket)
+        log.info("The query returned no rows. Nothing was written to s3://%s.", result.bucket)
         return
     log.info(
         "Published s3://%s/%s%s: %s, %s bytes, %.1f s, %s rows/s. Manifest: %s",
@@ -133,5 +137,5 @@ def log_end(result: ExportResult) -> None:
         f"{result.bytes:,}",
         result.seconds,
         f"{result.rows / max(result.seconds, 0.001):,.0f}",
-        result.manifest_url or "none, since it is a piece",
+        result.manifest_url or "none, because this is a piece of an export",
     )

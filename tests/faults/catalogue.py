@@ -65,7 +65,7 @@ _REQUESTS: dict[str, tuple[bool, bool, bool, str]] = {
     "UploadPart": (True, True, True, "sending part .*Nothing was published"),
     "CompleteMultipartUpload": (True, True, True, "completing .*Nothing was published"),
     "PutObject": (False, True, True, "writing .*"),
-    "PutManifest": (False, True, True, "nobody is told of them yet|their manifest may or may not be"),
+    "PutManifest": (False, True, True, "their manifest is not written yet|their manifest may or may not be"),
 }
 
 

@@ -69,7 +69,7 @@ _STATES = {
 _NOT_OURS = ("MemoryError", "RuntimeError", "OSError", "AirflowTaskTimeout")
 
 # Words by which an error says what to do.
-_REMEDY = re.compile(r"[Rr]etry|[Ee]xport again|Grant|Create|Correct|Renew|Raise|raise|an index|See whether")
+_REMEDY = re.compile(r"[Rr]etry|[Ee]xport again|Grant|Create|Correct|Renew|Raise|raise|an index|Check")
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def errors(log: str) -> list[str]:
             [
                 "Cannot connect to the database: Connection refused",
                 "Nothing was published.",
-                "Retry. If it comes again, see",
+                "Retry. If it happens again, check",
                 "Connection: postgres_conn_id='lost_db'.",
             ],
         ),

@@ -146,7 +146,7 @@ def test_what_is_no_manifest_is_replaced(
     """A rerun logs what it finds, and replaces it."""
     client.put_object(Bucket=bucket, Key=MANIFEST, Body=b"<html>")
     publish(there, ROWS)
-    assert "it is not JSON" in caplog.text
+    assert "are not JSON" in caplog.text
     assert manifest.published_by(there, KEY) == "scheduled"
 
 
@@ -184,15 +184,15 @@ def lead_away(written: dict[str, Any]) -> None:
     [
         (lambda written: written.update(manifest_version=2), ManifestTooNew, r"version 2.*up to 1"),
         (lead_away, ForeignBucket, r"s3://another/items\.csv"),
-        (lambda written: written.pop("files"), ManifestInvalid, "the document does not fit"),
-        (lambda written: written["files"][0].update(rows="3"), ManifestInvalid, r"files\.0\.rows does not fit"),
-        (lambda written: written.update(manifest_version="1"), ManifestInvalid, "manifest_version does not fit"),
+        (lambda written: written.pop("files"), ManifestInvalid, "the document violates"),
+        (lambda written: written["files"][0].update(rows="3"), ManifestInvalid, r"files\.0\.rows violates"),
+        (lambda written: written.update(manifest_version="1"), ManifestInvalid, "manifest_version violates"),
         (lambda written: written.update(rows=4), ManifestInvalid, "do not add up"),
-        (lambda written: written["entries"][0]["meta"].update(content_length=1), ManifestInvalid, "are not its files"),
+        (lambda written: written["entries"][0]["meta"].update(content_length=1), ManifestInvalid, "its files differ"),
         (lambda written: written["columns"].append(written["columns"][0]), ManifestInvalid, "same name"),
         (lambda written: written["columns"][0].update(name="a\0b"), ManifestInvalid, "does not allow"),
-        (lambda written: written["unique_key"].update(name="nope"), ManifestInvalid, "none of its columns"),
-        (lambda written: written["snapshot"].update(taken_at="yesterday"), ManifestInvalid, "no time in ISO 8601"),
+        (lambda written: written["unique_key"].update(name="nope"), ManifestInvalid, "not one of its columns"),
+        (lambda written: written["snapshot"].update(taken_at="yesterday"), ManifestInvalid, "not a time in ISO 8601"),
         (lambda written: written["snapshot"].update(taken_at="2026-11-01T00:00:00"), ManifestInvalid, "no time zone"),
     ],
 )

@@ -21,7 +21,7 @@ def test_an_object_that_is_there_stays(exporter: sa.Engine, client: Any, bucket:
     """The export fails before it reads a row, names the object, and a retry would not help."""
     client.put_object(Bucket=bucket, Key="a.csv", Body=b"precious")
     with pytest.raises(
-        AlreadyExists, match=r"(?s)a\.csv is there already \(8 bytes of .*Nothing was published"
+        AlreadyExists, match=r"(?s)a\.csv already exists \(8 bytes of .*Nothing was published"
     ) as caught:
         export(query, engine=exporter, client=client, bucket=bucket, key="a.csv", overwrite=False)
     assert not caught.value.transient

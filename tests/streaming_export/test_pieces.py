@@ -133,7 +133,7 @@ def test_nothing_is_published_before_all_is_there(place: Place, store: Bucket, c
     with Holder(QUERY, key=KEY, pieces=3, **place) as holder:
         for number in (0, 2):
             export_piece(holder.plan, number, store, place)
-        with pytest.raises(VerificationError, match=f"Piece 2 of s3://{bucket}/{KEY} is not there.\nNo manifest"):
+        with pytest.raises(VerificationError, match=f"Piece 2 of s3://{bucket}/{KEY} is missing.\nNo manifest"):
             publish(store, holder.plan)
         listed = [found.key for found in store.list("")]
         assert [key for key in listed if key.endswith(".manifest.json")] == []
@@ -175,7 +175,7 @@ def test_a_snapshot_that_nobody_holds(place: Place, store: Bucket, client: Any, 
     """A piece that comes after the holder's end reads nothing, and says what to do."""
     with Holder(QUERY, key=KEY, pieces=2, **place) as holder:
         pass
-    with pytest.raises(SnapshotGone, match=r"Nobody holds the snapshot [0-9A-F-]+ any more") as caught:
+    with pytest.raises(SnapshotGone, match=r"The snapshot [0-9A-F-]+ is no longer held") as caught:
         export_piece(holder.plan, 0, store, place)
     assert caught.value.transient is False
     assert list(store.list("")) == []
@@ -215,7 +215,7 @@ def test_a_lost_holder_notices(place: Place, engine: sa.Engine) -> None:
     ("query", "more", "said"),
     [
         ("SELECT id, customer_email FROM orders", {"unique_key": "customer_email"}, "unique_key='customer_email'"),
-        ("SELECT id, now() AS at FROM orders", {}, "the same rows each time"),
+        ("SELECT id, now() AS at FROM orders", {}, "the same rows on each run"),
         (QUERY, {"pieces": 0}, "pieces=0"),
         (QUERY, {"options": Options(overwrite=False)}, "overwrite=False"),
     ],

@@ -1,1 +1,1 @@
-"""Query → CSV bytes, in order, from one snapshot. Knows nothing of S3."""
+"""Query → CSV bytes, in order, from one snapshot; independent of S3."""

@@ -21,9 +21,9 @@ TEXT_SETTINGS = {
     "bytea_output": "hex",
 }
 
-# datetime.isoformat() leaves out a fraction of zero and otherwise writes six digits; the type's own text leaves out
-# zeros at the end of one. It knows neither infinity nor years before 1: those stay as Postgres prints them. to_char()
-# would take twice as long. A timestamp is printed faster than the same one with a time zone.
+# isoformat() writes no fraction if it is zero, and otherwise six digits; the type's own text leaves out zeros at the
+# end of a fraction, so they are appended. isoformat() has neither infinity nor years before 1: those stay as Postgres
+# prints them. to_char() would take twice as long, and a timestamp with time zone prints more slowly than one without.
 _ISO_TIMESTAMP = (
     "CASE WHEN {{c}} >= '0001-01-01' AND {{c}} < 'infinity' THEN"
     " pg_catalog.replace({plain}::text, ' ', 'T') ||"
@@ -35,8 +35,8 @@ _ISO_TIMESTAMP = (
     " ELSE {{c}}::text END"
 )
 
-#: Expression that gives a column's text, by the type's name as ``format_type()`` writes it. What is not
-#: listed is written by the type's own output function, under ``TEXT_SETTINGS``.
+#: SQL of a column's text, by the type's name as ``format_type()`` writes it. Types that are not listed are written by
+#: their own output functions, under ``TEXT_SETTINGS``.
 TEXT_RULES = {
     "boolean": "{c}::text",
     "timestamp with time zone": _ISO_TIMESTAMP.format(
@@ -67,7 +67,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """The column that orders the file, as the query gives it.
+    """The column of the query that orders the file.
 
     :param name: its name.
     :param oid: OID of its type.
@@ -84,11 +84,11 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """Which columns of a query are in the file, and what stands in place of their values.
+    """The columns of the file, and their masks.
 
-    :param columns: names of the only columns, in the file's order; None for all that the query has.
-    :param mask: by column, what stands in the place of its values (see `Mask`).
-    :param mask_key: of the mask "hash": the same value has the same hash as long as the key stays.
+    :param columns: names of the columns, in the file's order; None for all columns of the query.
+    :param mask: mask of each masked column, by name (see `Mask`).
+    :param mask_key: key of the mask "hash": with the same key, the same value has the same hash.
     :param spreadsheet_safe: put ' before text that a spreadsheet would take for a formula.
     :raises InvalidArgument: naming the argument, its value and what is allowed.
     """
@@ -99,9 +99,9 @@ class Projection:
     spreadsheet_safe: bool = False
 
     def settings(self) -> dict[str, str]:
-        """Settings that a session needs for the masks, by name.
+        """The settings that a session needs for the masks, by name.
 
-        :raises InvalidArgument: if the key is missing or short; without the key.
+        :raises InvalidArgument: if the key is missing or short; the error does not contain the key.
         """
         return key_settings(self.mask_key) if "hash" in self.mask.values() else {}
 
@@ -121,10 +121,10 @@ class Projection:
 def file_columns(
     connection: sa.Connection, description: Any, unique_key: str | None, projection: Projection
 ) -> tuple[tuple[Column, ...], Key | None]:
-    """The columns of the file, in order, and the key that orders it; no row is read.
+    """The columns of the file, in order, and the key that orders it; reads no row.
 
     :param description: the driver's description of the query's columns.
-    :raises InvalidArgument: if two columns share a name, or what is named is not a column.
+    :raises InvalidArgument: if two columns share a name, or an argument names a column that does not exist.
     """
     names = [column.name for column in description]
     _check_columns(names, unique_key)
@@ -145,7 +145,7 @@ def _check_columns(names: list[str], unique_key: str | None) -> None:
     if not names:
         raise InvalidArgument("query", "no columns", "at least one column")
     if repeated := _repeated(names):
-        raise InvalidArgument("query", ", ".join(names), f"each column has a name of its own, not {repeated} twice")
+        raise InvalidArgument("query", ", ".join(names), f"each column needs a name of its own, not {repeated} twice")
     if unique_key is not None and unique_key not in names:
         raise InvalidArgument("unique_key", unique_key, f"one of the query's columns {names}")
 
@@ -153,12 +153,12 @@ def _check_columns(names: list[str], unique_key: str | None) -> None:
 def _check_projection(names: list[str], unique_key: str | None, projection: Projection) -> None:
     wanted = list(projection.columns or names)
     if unknown := [name for name in wanted if name not in names]:
-        raise InvalidArgument("columns", unknown, f"names out of the query's columns {names}")
+        raise InvalidArgument("columns", unknown, f"names of the query's columns {names}")
     if unknown := [name for name in projection.mask if name not in wanted]:
-        raise InvalidArgument("mask", unknown, f"names out of the columns {wanted}")
+        raise InvalidArgument("mask", unknown, f"names of the columns {wanted}")
     in_file = [name for name in wanted if projection.mask.get(name) != "drop"]
     if not in_file:
-        raise InvalidArgument("mask", dict(projection.mask), "a column that is not dropped")
+        raise InvalidArgument("mask", dict(projection.mask), "at least one column that is not dropped")
     if unique_key is not None and (unique_key not in in_file or projection.mask.get(unique_key) == "redact"):
         raise InvalidArgument(
             "unique_key", unique_key, f"one of the columns in the file {in_file}, and not redacted: it orders the rows"
@@ -198,7 +198,7 @@ def _column(column: Any, types: Mapping[int, _Type]) -> Column:
 
 
 def _in_file(column: Column, types: Mapping[int, _Type], projection: Projection) -> Column:
-    """A column as it is in the file."""
+    """A column with its mask applied."""
     type_ = types[column.oid]
     mask = projection.mask.get(column.name)
     if mask:

@@ -1,4 +1,4 @@
-"""Errors of the driver and the server → errors that may be logged: SQLSTATE, whether they pass, what to do."""
+"""Errors of the driver and the server → errors that may be logged: SQLSTATE, transient or not, what to do."""
 
 from __future__ import annotations
 
@@ -13,67 +13,67 @@ from sqlalchemy.exc import DBAPIError
 
 from streaming_export.errors import DatabaseError, LoginRefused
 
-# Failures that may pass by themselves, by SQLSTATE or its class (PostgreSQL manual, appendix A): connection,
-# resources, deadlock and conflict with recovery, lock, cancelled statement, shutdown, I/O.
+# Transient failures, by SQLSTATE or its class (PostgreSQL manual, appendix A): connection, resources, deadlock and
+# conflict with recovery, lock, cancelled statement, shutdown, I/O.
 TRANSIENT = ("08", "53", "40", "55P03", "57014", "57P01", "57P02", "57P03", "57P05", "58")
 
-# What to do about an error that the server's own message does not explain, by SQLSTATE. A standby cancels a query
-# with 40001, and ends a session with 57P01, when it has to remove what is read (PostgreSQL manual, 26.4.2
-# "Handling Query Conflicts"); a transaction that only reads meets 40001 nowhere else.
+# What to do, by SQLSTATE, where the server's own message does not say it. A standby cancels a query with 40001, and
+# ends a session with 57P01, if it has to remove rows that are being read (PostgreSQL manual, 26.4.2 "Handling Query
+# Conflicts"). A transaction that only reads gets 40001 nowhere else.
 _CONFLICT = (
-    "a standby that must remove what is being read: retry, and if it comes again, set max_standby_streaming_delay to"
+    "a standby had to remove rows that were being read. Retry. If it happens again, set max_standby_streaming_delay to"
     " more than an export takes or hot_standby_feedback to on, or read from the primary"
 )
 _CORRECT = "Correct the query, or restore what it names, and export again"
 REMEDIES = {
-    "40001": f"This is {_CONFLICT}",
-    "57P01": f"The server is stopping, an administrator ended the session, or it is {_CONFLICT}",
+    "40001": f"The cause: {_CONFLICT}",
+    "57P01": f"The server is stopping, an administrator ended the session, or {_CONFLICT}",
     "57014": (
-        "statement_timeout of the server or the role, or an administrator, ended it: raise the time-out. Its clock runs"
-        " on while the export waits for a slow store"
+        "The statement_timeout of the server or the role, or an administrator, ended it: raise the time-out. It keeps"
+        " running while the export waits for a slow store"
     ),
-    "53100": "The server's disk is full, of a sort perhaps: an index on unique_key spares it",
-    "53400": "A sort needs more disk than temp_file_limit allows: raise it, or spare it by an index on unique_key",
-    "53300": "Retry when others have ended theirs, or raise max_connections, or the role's limit",
+    "53100": "The server's disk is full, perhaps because of a sort: an index on unique_key avoids it",
+    "53400": "A sort needs more disk than temp_file_limit allows: raise it, or create an index on unique_key",
+    "53300": "Retry when other sessions have ended, or raise max_connections or the role's limit",
     "55P03": (
-        "Somebody holds a lock on what is read, such as a reload or an ALTER, or waits for one (pg_locks and"
-        " pg_blocking_pids() show who): retry when it is released"
+        "Another session holds a lock on a table of the query, such as a reload or an ALTER, or waits for one (pg_locks"
+        " and pg_blocking_pids() show which): retry when it is released"
     ),
-    "42501": "Grant the role of the connection what it lacks",
+    "42501": "Grant the role of the connection the privilege that it lacks",
     "42P01": _CORRECT,
     "42703": _CORRECT,
 }
-_TRANSIENT_REMEDY = "It may pass by itself: retry"
+_TRANSIENT_REMEDY = "It may be temporary: retry"
 
 # What psycopg2 says when a connection ends in the middle of COPY.
 _LOST_IN_COPY = "no message from the libpq"
 _LOST = "the connection was lost in the middle of COPY"
 _LOST_REMEDY = (
-    "Retry. Somebody between here and the server ended it, or the connection's tcp_user_timeout, which also runs while"
-    " the export waits for a slow store: raise it"
+    "Retry. The network ended it, or the connection's tcp_user_timeout did, which keeps running while the export waits"
+    " for a slow store: raise it"
 )
 
-# libpq gives no SQLSTATE while it connects. What the server answers stands after a severity, a colon and two spaces
-# (fe-protocol3.c, pqBuildErrorMessage3), whatever its language; what happens on the way to it does not.
+# libpq gives no SQLSTATE while it connects. In every language, the server's answer follows a severity, a colon and two
+# spaces (fe-protocol3.c, pqBuildErrorMessage3); an error of the network does not.
 _NOT_CONNECTED = re.compile(r"connection to server (?:at|on) (?P<server>.+?) failed: (?P<why>.*)")
 _ANSWER = re.compile(r"[^\s:]+:  (.*)")
 
-# Answers that a retry does not change, in the server's English (postmaster.c, auth.c, postinit.c) and PgBouncer's. In
-# another language (lc_messages) they can't be told from a server that starts or is full, and are retried.
+# Answers that a retry does not change, as the server (postmaster.c, auth.c, postinit.c) and PgBouncer write them in
+# English. In another language (lc_messages) they look like a server that is starting or full, and are retried.
 _LOGIN_REFUSED = re.compile(
     r"\w+ authentication failed|no pg_hba\.conf entry|pg_hba\.conf rejects|is not permitted to log in"
     r"|(?:role|database) \".*\" does not exist|permission denied for database|no such (?:user|database)"
 )
 _NO_PASSWORD = "no password supplied"  # libpq's own  # noqa: S105
 
-# Classes of SQLSTATE whose messages quote values of rows or parameters, as in: invalid input syntax for type
+# Classes of SQLSTATE whose messages may quote values of rows or parameters, as in: invalid input syntax for type
 # integer: "jane@example.com" (PostgreSQL manual, appendix A: data exception, integrity violation, PL/pgSQL).
 _TELLING_CLASSES = ("22", "23", "P0")
 
 
 @contextlib.contextmanager
 def translated(doing: str) -> Iterator[None]:
-    """Raise `DatabaseError` in place of what the driver and SQLAlchemy raise.
+    """Raise `DatabaseError` instead of the errors of the driver and SQLAlchemy.
 
     :param doing: what is being done, as in "running the query".
     """
@@ -85,15 +85,15 @@ def translated(doing: str) -> Iterator[None]:
     except sa.exc.TimeoutError as exc:
         raise DatabaseError(
             f"The engine's pool gave no connection while {doing}: {exc.args[0] if exc.args else exc}.",
-            "Retry when others have returned theirs, or give the export an engine of its own.",
+            "Retry when connections are free again, or give the export an engine of its own.",
             transient=True,
         ) from None
 
 
 def database_error(doing: str, exc: BaseException) -> DatabaseError:
-    """An error of the driver as one that may be logged.
+    """Translate an error of the driver into one that may be logged.
 
-    Errors without a SQLSTATE come from the network, or from the server while it connects; see `_not_connected`.
+    Errors without a SQLSTATE come from the network, or from the server while connecting; see `_not_connected`.
 
     :param doing: what was being done, as in "running the query".
     """
@@ -110,9 +110,9 @@ def database_error(doing: str, exc: BaseException) -> DatabaseError:
 
 
 def _not_connected(server: str, why: str) -> DatabaseError:
-    """The error of a connection that could not be made: refused by the server for good, or transient.
+    """The error of a connection that failed: a refused login, or a transient failure.
 
-    :param server: where it is, as libpq says it.
+    :param server: the server's address, as libpq writes it.
     :param why: the rest of libpq's line.
     """
     answer = _ANSWER.match(why)
@@ -120,7 +120,7 @@ def _not_connected(server: str, why: str) -> DatabaseError:
     if _NO_PASSWORD in why or (answer and _LOGIN_REFUSED.search(reason)):
         return LoginRefused(f"The login was refused: {reason} (server {server}).", "Correct the login.")
     who = "The server takes no connection" if answer else "Cannot connect to the database"
-    remedy = "Retry. If it comes again, see whether the server is up, and host, port and firewall are right."
+    remedy = "Retry. If it happens again, check that the server is up and that host, port and firewall are right."
     return DatabaseError(f"{who}: {reason} (server {server}).", remedy, transient=True)
 
 
@@ -132,17 +132,17 @@ def sqlstate_of(exc: BaseException) -> str | None:
 
 
 def _loggable_message(exc: BaseException) -> tuple[str, str | None]:
-    """What an error may be logged as, and its SQLSTATE.
+    """The message of an error that may be logged, and its SQLSTATE.
 
-    Only the server's primary message and SQLSTATE are kept: DETAIL, CONTEXT and the line of SQL that
-    libpq appends can hold row values and bind values.
+    Only the server's primary message and SQLSTATE are kept: DETAIL, CONTEXT and the line of SQL that libpq appends may
+    contain values of rows and parameters.
     """
     cause = exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
     diag = getattr(cause, "diag", None)
     message = getattr(diag, "message_primary", None)
     sqlstate = getattr(diag, "sqlstate", None)
     if not message:
-        # Not from the server, but from the driver or the network; libpq's first line says it.
+        # From the driver or the network, not from the server; the first line says what failed.
         message = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
     elif sqlstate and sqlstate.startswith(_TELLING_CLASSES):
         message = f"{type(cause).__name__} (the message is left out, since it may quote a value)"
@@ -152,7 +152,7 @@ def _loggable_message(exc: BaseException) -> tuple[str, str | None]:
 
 
 def _points_at_a_name(exc: BaseException, diag: Any) -> bool:
-    """Whether the error is about a word of the query's text other than a literal: a filled-in parameter is one."""
+    """Whether the error points at a name in the query, not at a literal, which may be a parameter's value."""
     statement = exc.statement if isinstance(exc, DBAPIError) else None
     position = getattr(diag, "statement_position", None)
     if not statement or not position:

@@ -1,7 +1,7 @@
-"""What stands in the file in place of a value; made by the server, before a byte leaves it.
+"""Masks: SQL that replaces a value, so that the original never leaves the database server.
 
-Functions are named with their schema: one of the same name elsewhere on the search path could fit better, and would get
-the values and the key.
+Functions are qualified with their schema: otherwise a function of the same name in another schema on the search path
+could match better, and would get the values and the key.
 """
 
 from __future__ import annotations
@@ -11,35 +11,35 @@ from typing import Literal
 
 from streaming_export.errors import InvalidArgument
 
-#: "hash" writes the HMAC-SHA-256 of the value's text in hex, "redact" writes ***, both leave NULL as it is; "drop"
-#: leaves the column out.
+#: "hash" writes the HMAC-SHA-256 of the value's text in hex, "redact" writes ***; both keep NULL. "drop" leaves the
+#: column out.
 Mask = Literal["hash", "redact", "drop"]
 
 REDACTED = "***"
 
-#: Settings of a session that hold the key of "hash", padded for the inner and the outer SHA-256.
+#: Session settings that hold the key of "hash", padded for the inner and the outer SHA-256.
 KEY_SETTINGS = ("streaming_export.mask_inner", "streaming_export.mask_outer")
 
-#: Bytes that a key has at least (RFC 2104, section 3, advises as many as the hash has, and these for shorter ones).
+#: Minimum length of a key in bytes. (RFC 2104, section 3, recommends the length of the hash, 32.)
 MIN_KEY_BYTES = 16
 _BLOCK_BYTES = 64  # of SHA-256 (FIPS 180-4)
 
-# A spreadsheet takes text that begins so for a formula (OWASP, "CSV Injection").
-_FORMULA = "^([-=+@\\t\\r\\n＝＋－＠])"  # noqa: RUF001 - full-width signs are taken for their plain ones
+# Spreadsheets take text that begins so for a formula (OWASP, "CSV Injection").
+_FORMULA = "^([-=+@\\t\\r\\n＝＋－＠])"  # noqa: RUF001 - full-width signs count as the plain ones
 
-# Types that may hold text of anybody's, by ``typcategory`` (PostgreSQL manual, "pg_type"): strings, enums, user-defined
-# ones, those of literals and of the server itself; but for some whose text begins otherwise, or is no cell of text.
+# Types whose values may be any text, by ``typcategory`` (PostgreSQL manual, "pg_type"): strings, enums, user-defined
+# types, unknown, internal types; except some whose text never looks like a formula.
 _CATEGORIES_OF_TEXT = set("SEUXZ")
 _TYPES_WITHOUT_TEXT = {"uuid", "bytea", "json", "jsonb"}
 
 
 def as_text(value: str) -> str:
-    """SQL of a value's text as COPY writes it, which a cast does not always give (``char(n)``, ``inet``)."""
+    """SQL of a value's text as COPY writes it; a cast to text sometimes differs (``char(n)``, ``inet``)."""
     return f"CASE WHEN {value} IS DISTINCT FROM NULL THEN pg_catalog.concat({value}) END"
 
 
 def masked(value: str, mask: Mask) -> str:
-    """SQL of what stands in the place of a value that is not dropped."""
+    """SQL of a masked value; not for "drop"."""
     if mask == "redact":
         return f"CASE WHEN {value} IS DISTINCT FROM NULL THEN '{REDACTED}' END"
     inner, outer = (_pad(name) for name in KEY_SETTINGS)
@@ -48,14 +48,14 @@ def masked(value: str, mask: Mask) -> str:
 
 
 def _pad(setting: str) -> str:
-    """SQL of one half of the key; in a subquery, so that the server decodes it once a statement, not once a row."""
+    """SQL of one padded key; in a subquery, so that the server decodes it once per statement, not once per row."""
     return f"(SELECT pg_catalog.decode(pg_catalog.current_setting('{setting}'), 'hex'))"
 
 
 def key_settings(key: str | None) -> dict[str, str]:
     """The settings that a session needs for "hash": the key as HMAC pads it (RFC 2104, section 2), in hex.
 
-    They go to the session when it is opened, and so stand in no statement and no log.
+    They are set when the session is opened, and so appear in no statement and no log.
 
     :raises InvalidArgument: if there is no key, or it is short.
     """
@@ -71,7 +71,7 @@ def key_settings(key: str | None) -> dict[str, str]:
 
 
 def holds_text(type_name: str, category: str) -> bool:
-    """Whether values of a type can begin as a formula does.
+    """Whether values of a type can look like a formula.
 
     :param category: ``typcategory`` of the type.
     """
@@ -79,5 +79,5 @@ def holds_text(type_name: str, category: str) -> bool:
 
 
 def spreadsheet_safe(value: str) -> str:
-    """SQL of a value's text, with ' before what a spreadsheet would take for a formula."""
+    """SQL of a value's text, with a leading ' if a spreadsheet would take it for a formula."""
     return f"pg_catalog.regexp_replace({as_text(value)}, E'{_FORMULA}', E'''\\\\1')"

@@ -1,4 +1,4 @@
-"""What the planner says of a query: how much it gives and costs, and whether each run of it gives the same."""
+"""What the planner knows about a query: rows, size and cost, and whether each run returns the same rows."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import sqlalchemy as sa
 
 from streaming_export.postgres.query import Query
 
-#: When a query gives the same rows each time it is run on one snapshot: "always"; "in one transaction", since it asks
-#: for the time of its transaction; or "never", since it asks for the time of its statement, or for random numbers.
+#: When a query returns the same rows each time it runs on one snapshot: "always"; "in one transaction", because it asks
+#: for the time of its transaction; or "never", because it asks for the time of its statement, or for random numbers.
 Repeats = Literal["always", "in one transaction", "never"]
 
-# Of simple repeats alone: a repeated group costs 100 bytes of memory for each character of a long literal. A string
-# with a quote in it is two strings here.
+# Without repeated groups: those take 100 bytes of memory for each character of a long literal. A string that contains a
+# quote counts as two strings here.
 _STRING = re.compile(r"'[^']*'")
 _CALL = re.compile(r'(?:"([^"]+(?:""[^"]+)*)"|([^\W\d]\w*))\(')
 
-# Of PostgreSQL manual, 9.9.5 "Current Date/Time", as plans show them.
+# PostgreSQL manual, 9.9.5 "Current Date/Time", as plans show them.
 _TRANSACTION_TIME = re.compile(r"\b(CURRENT_DATE|CURRENT_TIME|CURRENT_TIMESTAMP|LOCALTIME|LOCALTIMESTAMP)\b")
 
-# Strings that are a time of the transaction when they are read (PostgreSQL manual, 8.5.1.4 "Special Values").
+# Strings that mean the time of the transaction (PostgreSQL manual, 8.5.1.4 "Special Values").
 _TIME_STRING = re.compile(r"'\s*(now|today|tomorrow|yesterday)\b", re.IGNORECASE)
 
-# Functions by the names in a plan: those that are volatile; and those that are stable and of the user, or told apart by
-# transaction or connection. A stable function of an extension is taken for one that depends on its arguments alone.
+# Of the functions that a plan names: whether any is volatile; and whether any depends on the transaction or connection,
+# as now() does, and as a user's stable function may. A stable function of an extension is assumed not to.
 _FUNCTIONS = sa.text(
     """
     SELECT coalesce(bool_or(provolatile = 'v' OR proname = 'statement_timestamp'), false),
@@ -47,7 +47,7 @@ class Plan:
     :param rows: number of rows.
     :param bytes: of all rows, as text.
     :param cost: in the planner's unit.
-    :param repeats: when the query gives the same rows again.
+    :param repeats: when the query returns the same rows again.
     """
 
     rows: int
@@ -57,7 +57,7 @@ class Plan:
 
 
 def plan(connection: sa.Connection, query: Query) -> Plan:
-    """The planner's view of a query's SELECT (PostgreSQL manual, EXPLAIN); no row is read."""
+    """The planner's view of a query's SELECT (PostgreSQL manual, EXPLAIN); reads no row."""
     top = _explain(connection, query.select(), "VERBOSE, ")
     return Plan(
         rows=int(top["Plan Rows"]),
@@ -68,7 +68,7 @@ def plan(connection: sa.Connection, query: Query) -> Plan:
 
 
 def cost_of_range(connection: sa.Connection, query: Query, rows: int) -> float:
-    """What the planner estimates for finding the end of one key range of so many rows."""
+    """The planner's cost of finding the end of one key range of `rows` rows."""
     return float(_explain(connection, f"{query.keys()} LIMIT {rows}")["Total Cost"])
 
 
@@ -82,7 +82,7 @@ def _explain(connection: sa.Connection, sql: str, options: str = "") -> dict[str
 
 
 def _repeats(connection: sa.Connection, query: Query, plan_text: str) -> Repeats:
-    """By the functions that the plan calls, those of views included; a name too many only costs time."""
+    """Decide by the functions that the plan calls, also in views. A false match only costs time."""
     text = _STRING.sub("''", plan_text.replace('\\"', '"'))
     if '"Sample Scan"' in text:
         return "never"

@@ -18,7 +18,7 @@ from streaming_export.postgres.columns import Column, Key, Projection, file_colu
 #: A SELECT of SQLAlchemy, or SQL text with ``:name`` parameters.
 Source = SelectBase | TextClause | str
 
-# What Postgres has no text for; libpq would end the statement at a NUL.
+# Characters that Postgres can't store; libpq would end the statement at a NUL.
 _UNREADABLE = re.compile("[\0\ud800-\udfff]")
 
 # A field is quoted where COPY quotes it (PostgreSQL manual, COPY, "CSV Format").
@@ -32,7 +32,7 @@ class Query:
     :param sql: the query, its parameters filled in by the driver.
     :param columns: the columns of the file, in order.
     :param key: the column that orders the file; None leaves the query's own order.
-    :param text: the query with the names of its parameters in place of their values.
+    :param text: the query with the names of its parameters instead of their values.
     """
 
     sql: str
@@ -63,7 +63,7 @@ class Query:
         return f"SELECT {fields} FROM {self._source}{where}{order}"
 
     def copy(self, where: str = "") -> str:
-        """The COPY statement that has the server write the same rows as CSV."""
+        """The COPY statement that makes the server write the same rows as CSV."""
         return f"COPY ({self.select(where)}) TO STDOUT (FORMAT csv)"
 
     def count(self) -> str:
@@ -71,7 +71,7 @@ class Query:
         return f"SELECT count(*) FROM {self._source}"
 
     def count_after(self, key: str | None, literal: Callable[[str], str]) -> str:
-        """The statement that counts the rows after a key, those whose key is NULL too.
+        """The statement that counts the rows after a key, including those whose key is NULL.
 
         :param key: text of a key; None for all rows.
         :param literal: writes a text as SQL.
@@ -80,7 +80,7 @@ class Query:
         return f"{self.count()}{where}"
 
     def nothing(self) -> str:
-        """The statement that reads no row, and has Postgres plan the query and lock all that it reads."""
+        """The statement that reads no row, but makes Postgres plan the query and lock all tables that it reads."""
         return f"SELECT * FROM {self._source} LIMIT 0"
 
     def keys(self) -> str:
@@ -99,7 +99,7 @@ class Query:
         return f" WHERE {' AND '.join(terms)}" if terms else ""
 
     def within(self, after: str | None, upto: str | None, literal: Callable[[str], str]) -> Query:
-        """The query of only the keys in (after, upto]; see `key_range`."""
+        """The query restricted to the keys in (after, upto]; see `key_range`."""
         where = self.key_range(after, upto, literal)
         return replace(self, sql=f"SELECT * FROM {self._source}{where}") if where else self
 
@@ -120,16 +120,16 @@ def describe(
     unique_key: str | None = None,
     projection: Projection | None = None,
 ) -> Query:
-    """Have Postgres check a query, and learn its columns; no row is read, and what it reads is locked.
+    """Have Postgres check a query, and learn its columns; reads no row, but locks the tables of the query.
 
-    The driver fills the values of parameters in, as literals: COPY takes no parameters.
+    The driver fills in the parameters' values as literals, because COPY takes no parameters.
 
     :param source: SQLAlchemy ``Select``, or SQL text with ``:name`` parameters.
     :param parameters: a value for each parameter.
     :param unique_key: name of a column that is unique and not null.
-    :param projection: which columns are in the file; by default all, as they are.
-    :raises InvalidArgument: if a parameter is missing or unknown, two columns share a name, or what is named
-        as unique key or for the projection is not a column.
+    :param projection: the columns of the file, and their masks; by default all columns, without masks.
+    :raises InvalidArgument: if a parameter is missing or unknown, two columns share a name, or an argument names a
+        column that does not exist.
     :raises sqlalchemy.exc.DBAPIError: if Postgres refuses the query.
     """
     statement, values = _statement(source), parameters or {}
@@ -142,7 +142,7 @@ def describe(
         filled[:] = [text, _mogrify(cursor, text, parameters or {})]
         return f"SELECT * FROM {_subquery(filled[1])} LIMIT 0", ()
 
-    # Just before it would execute a statement, SQLAlchemy shows what it gives to the driver.
+    # This event has the final text and values, just before SQLAlchemy executes the statement.
     sa.event.listen(connection, "before_cursor_execute", fill_in, retval=True)
     unfit: BaseException | None = None
     try:
@@ -156,7 +156,7 @@ def describe(
         unfit = exc
     finally:
         sa.event.remove(connection, "before_cursor_execute", fill_in)
-    if unfit:  # not inside of `except`: the error's context would hold the value
+    if unfit:  # outside of `except`: the error's context would contain the value
         raise InvalidArgument(
             "parameters", sorted(values), f"values that fit their types and the driver ({_kind(unfit)})"
         )
@@ -168,8 +168,8 @@ def describe(
 def csv_field(text: str | None, alone: bool = False) -> str:
     """A field as COPY writes it in CSV: NULL is nothing, the empty string is ``""``.
 
-    :param alone: whether it is the only field of its row; COPY then quotes ``\\.``, which on a line of
-        its own once ended the data.
+    :param alone: whether it is the only field of its row; COPY then quotes ``\\.``, which on a line of its own used to
+        end the data.
     """
     if text is None:
         return ""
@@ -179,7 +179,7 @@ def csv_field(text: str | None, alone: bool = False) -> str:
 
 
 class _Unfit(Exception):
-    """The driver can't write a value."""
+    """The driver can't write a value as SQL."""
 
 
 def _mogrify(cursor: Any, text: str, values: Mapping[str, Any]) -> str:
@@ -191,7 +191,7 @@ def _mogrify(cursor: Any, text: str, values: Mapping[str, Any]) -> str:
 
 
 def _kind(exc: BaseException) -> str:
-    """What went wrong with a value, without it."""
+    """What went wrong with a value, without the value."""
     return str(exc) if isinstance(exc, _Unfit) else type(getattr(exc, "orig", None) or exc).__name__
 
 
@@ -209,7 +209,7 @@ def _statement(source: Source) -> SelectBase | TextClause:
         raise InvalidArgument("query", kind, "a SQLAlchemy Select, or the text of one SELECT statement")
     if _UNREADABLE.search(text):
         raise InvalidArgument("query", "text with NUL or half a surrogate pair", "text that Postgres can read")
-    # text() overlooks the parameter in `:name::type`, but not in `(:name)::type`.
+    # text() does not see the parameter in `:name::type`, but does in `(:name)::type`.
     return sa.text(re.sub(r"(?<![:\w\\])(:\w+)(?=::)", r"(\1)", text))
 
 

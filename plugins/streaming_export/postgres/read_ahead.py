@@ -1,4 +1,4 @@
-"""Runs tasks in threads, and hands their bytes on in the order of the tasks; bounded by bytes."""
+"""Runs tasks in threads, and passes on their bytes in the order of the tasks; memory is bounded."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Task = TypeVar("Task")
 #: together, since its thread's memory (malloc's arena) stays as large as it ever was.
 AHEAD_BYTES = 4 * 1024 * 1024
 
-# Bytes that are handed over at once: COPY delivers each row by itself, and a wide row is handed over in pieces.
+# Bytes per chunk: COPY delivers single rows, which are collected into chunks; a wide row is split.
 _CHUNK_BYTES = 256 * 1024
 
 
 class _Piece:
-    """What one task has given so far; everything here changes under the lock of the `Stop`."""
+    """The output of one task so far; all changes are made under the lock of the `Stop`."""
 
     def __init__(self) -> None:
         self.reader: _Handover | None = None
@@ -29,10 +29,10 @@ class _Piece:
 
 
 class ReadAhead(Generic[Task]):
-    """A queue of tasks, and of the bytes that they give.
+    """A queue of tasks, and of the bytes that they produce.
 
     One thread calls `add` for each task, and at last `end`. Readers call `work`, each in a thread of its own. The
-    consumer iterates. A reader that is ahead waits, unless it is the one whose bytes the consumer waits for.
+    consumer iterates. A reader that is too far ahead waits, unless the consumer waits for its bytes.
 
     :param stop: ends all of them.
     """
@@ -77,7 +77,7 @@ class ReadAhead(Generic[Task]):
             raw.close()
 
     def __iter__(self) -> Iterator[tuple[bytes, int]]:
-        """Bytes, with the number of rows of the task that they end, 0 inside of a task.
+        """Bytes, with the number of rows of the task if they are its last ones, and 0 otherwise.
 
         :raises Stopped: if the stop is set.
         """
@@ -91,7 +91,7 @@ class ReadAhead(Generic[Task]):
                 self._pieces.popleft()
 
     def put(self, reader: _Handover, chunk: bytes) -> None:
-        """Add bytes to a reader's piece, once there is room, or nothing of it waits that the consumer waits for."""
+        """Add bytes to a reader's piece, as soon as there is room, or the consumer waits for this piece."""
         piece = reader.piece
 
         def room() -> bool:
@@ -120,7 +120,7 @@ class ReadAhead(Generic[Task]):
 
 
 class _Handover(io.RawIOBase):
-    """Where a reader's buffer is emptied to."""
+    """The raw stream below a reader's buffer: passes what is written on to the `ReadAhead`."""
 
     def __init__(self, read_ahead: ReadAhead[Any]) -> None:
         self._read_ahead = read_ahead

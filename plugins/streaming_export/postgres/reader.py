@@ -37,15 +37,15 @@ class Reader:
     """An iterable of (bytes, rows that end in them), in the file's order; a context manager.
 
     With several readers, and a key that an index orders, the snapshot's owner walks along the key and finds the ranges
-    of `yield_per` rows that the readers COPY; so it counts the rows. Otherwise one reader reads one stream, and the
+    of `yield_per` rows that the readers COPY, counting the rows. Otherwise one reader reads one stream, and the
     owner counts by count(*). A query that asks for the time is counted by its reader, in the same transaction, and a
-    volatile one by nobody.
+    volatile one is not counted.
 
     :param plan: of the snapshot's query.
     :param method: "copy" or "rows".
     :param yield_per: rows of a key range, or of a batch.
     :param readers: connections that read at the same time, where the query is read in key ranges.
-    :param count: whether to have the database count the rows of a stream; those of key ranges always are.
+    :param count: whether to have the database count the rows of a stream; those of key ranges are always counted.
     :param stop: ends the reading.
     """
 
@@ -76,7 +76,7 @@ class Reader:
         return self
 
     def __iter__(self) -> Iterator[tuple[bytes, int]]:
-        """Raises `VerificationError` at the end if rows are missing, or too many.
+        """Raises `VerificationError` at the end if there are too few or too many rows.
 
         :raises Stopped: if the stop is set; a reader that fails sets it.
         """
@@ -99,7 +99,7 @@ class Reader:
             return
         self._stop.set(exc or Stopped())
         deadline = time.monotonic() + _STOP_SECONDS
-        # A cancel that comes between two statements stops neither: repeat it until they have ended.
+        # A cancel between two statements stops neither, so repeat it until the threads have ended.
         while any(thread.is_alive() for thread in self._threads) and time.monotonic() < deadline:
             self._snapshot.cancel()
             time.sleep(0.05)
@@ -109,7 +109,7 @@ class Reader:
             job()
         except Stopped:
             pass
-        except BaseException as exc:  # whatever it is, the consumer's thread raises it
+        except BaseException as exc:  # any exception: the consumer's thread raises it
             database = isinstance(exc, sa.exc.DBAPIError) or hasattr(exc, "pgcode")
             self._stop.set(database_error("running the query", exc) if database else exc)
         finally:
@@ -117,7 +117,7 @@ class Reader:
                 self._running -= 1
 
     def _feed(self) -> None:
-        """Find the key ranges, or count: what the snapshot's owner does while others read."""
+        """Find the key ranges, or count, on the owner's connection while the readers read."""
         if self._ranges:
             self._counted, after = 0, None
             for rows, upto in walk(self._snapshot.owner, self._query, self._yield_per):
@@ -164,9 +164,9 @@ class Reader:
         return read
 
     def _can_be_ranges(self, plan: Plan, method: Method, readers: int) -> bool:
-        """Whether key ranges are right, and cost less than one stream, as the planner sees it.
+        """Whether key ranges are possible, and by the planner's estimate not much more expensive than one stream.
 
-        Without an index on the key, or with a query that has to be run in whole for each of its parts, every
+        Without an index on the key, or if the query has to run as a whole for each of its ranges, every
         range would cost as much as the whole.
         """
         if self._query.key is None or method != "copy" or readers == 1 or plan.repeats != "always":
@@ -186,13 +186,13 @@ class Reader:
 def walk(connection: sa.Connection, query: Query, yield_per: int) -> Iterator[tuple[int, str | None]]:
     """Walk along the key once, `yield_per` rows at a time: the rows passed, and the key of the last one, as text.
 
-    The key is None for the rest, less than `yield_per` rows and all those whose key is NULL.
+    The key is None for the rest: fewer than `yield_per` rows, and all rows whose key is NULL.
 
     :param connection: used by nobody else meanwhile.
     """
     fetch_as_text(connection, query)
     cursor = driver_connection(connection).cursor()
-    # The planner prepares a cursor for being left early, so the first range does not wait for a sort where an
+    # For a cursor, the planner prefers a fast start, so the first range does not wait for a sort where an
     # index gives the order (PostgreSQL manual, 19.7.4, cursor_tuple_fraction).
     cursor.execute(f"DECLARE batch_keys NO SCROLL CURSOR FOR {query.keys()}")
     last = None
@@ -203,7 +203,7 @@ def walk(connection: sa.Connection, query: Query, yield_per: int) -> Iterator[tu
             break
         last = row[0]
         yield yield_per, last
-    # How many rows a FETCH has passed before the end, nobody says.
+    # The server does not report how many rows the last FETCH has skipped.
     cursor.execute(query.count_after(last, lambda text: str(cursor.mogrify("%s", (text,)).decode())))
     yield int(cursor.fetchone()[0]), None
 
@@ -230,7 +230,7 @@ def read_rows(connection: sa.Connection, query: Query, yield_per: int) -> Iterat
 
 def csv_line(row: Sequence[str | None]) -> str:
     """A row of texts as COPY would write it."""
-    # Most rows need no quotes: two searches of the whole line tell, instead of one of each field.
+    # Most rows need no quotes: a check of the whole line is faster than one of each field.
     if None not in row and "" not in row:
         line = ",".join(cast(Sequence[str], row))
         if line.count(",") == len(row) - 1 and '"' not in line and line.isprintable() and line != "\\.":
@@ -245,9 +245,9 @@ def _count(connection: sa.Connection, query: Query) -> int:
 
 def _log_repeats(plan: Plan, count: bool) -> None:
     if plan.repeats == "in one transaction":
-        log.info("The query asks for the time, or calls a function that may: it is read by one connection.")
+        log.info("The query asks for the time, or calls a function that may do so: one connection reads it.")
     elif plan.repeats == "never":
         log.warning(
-            "The query calls a volatile function, and may give other rows each time: one connection reads it once%s.",
+            "The query calls a volatile function and may return other rows each time: one connection reads it once%s.",
             ", and can't be counted" if count else "",
         )

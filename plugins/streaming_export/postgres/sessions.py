@@ -1,4 +1,4 @@
-"""Opens, cancels and cuts the database connections of one export."""
+"""Opens, cancels and closes the database connections of one export."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _CLOSE_SECONDS = 3.0
 
 
 class Sessions:
-    """Read-only connections of one export, of their own: none comes from a pool, or goes back to one.
+    """The read-only connections of one export: none comes from a pool, or goes back to one.
 
     :param engine: an engine of the psycopg2 dialect; its connect arguments and events are used, not its pool.
     :param application_name: what ``pg_stat_activity`` shows; Postgres keeps 63 bytes of it.
-    :param secrets: settings that each session has from its start, through libpq's ``options``: what is given so stands
+    :param secrets: settings that each session has from its start, through libpq's ``options``: these appear
         in no statement and no log. Values need no escaping.
     """
 
@@ -56,7 +56,7 @@ class Sessions:
 
         :param snapshot: id of an exported snapshot; None for one of its own, taken by its first statement.
         :param lock_timeout: seconds that a statement may wait for a lock.
-        :param unless_set: whether the role's own setting goes before it.
+        :param unless_set: whether the role's own setting takes precedence.
         :raises DatabaseError: if the secrets have not arrived.
         """
         with translated("connecting to the database"):
@@ -75,27 +75,27 @@ class Sessions:
         if list(found[: len(arrived)]) != list(self._secrets.values()):
             raise DatabaseError(
                 "The key of the mask 'hash' has not reached the database's session.",
-                "It travels in libpq's `options`, which a connection pooler may drop, and an engine that makes its"
-                " connections by a function of its own. Connect to the server itself, and export again.",
+                "It is sent in libpq's `options`. A pooler may drop them, and so may an engine that opens its"
+                " connections with its own function. Connect to the server itself, and export again.",
             )
         self._pids.append(pid)
         return connection
 
     def cancel(self) -> None:
-        """Have the server cancel whatever the connections are running; safe from any thread.
+        """Have the server cancel what the connections are running; safe from any thread.
 
-        A connection that runs nothing, or is closed already, is left as it is. Returns after a second at
-        most. If it is called again after two seconds, the server is out of reach: the connections are cut.
+        Idle and closed connections are not affected. Returns after a second at
+        most. If it is called again after two seconds, the server can't be reached: the sockets are shut down.
         """
         self._cancelled_at = self._cancelled_at or time.monotonic()
         if time.monotonic() - self._cancelled_at > _CANCEL_PATIENCE:
             self._cut()
             return
-        # A connection of its own, since psycopg2's cancel() holds up all threads until the server answers.
+        # On a connection of its own, because psycopg2's cancel() blocks all threads until the server answers.
         _within(_CANCEL_SECONDS, [self._cancel_backends])
 
     def end(self) -> None:
-        """End all connections; there are no more."""
+        """End all connections; no further ones can be opened."""
         self.close()
         if self._secrets:
             sa.event.remove(self._users_engine, "do_connect", self._add_secrets)
@@ -118,13 +118,13 @@ class Sessions:
         self, dialect: sa.Dialect, record: object, arguments: list[Any], parameters: dict[str, Any]
     ) -> None:
         if getattr(self._ours, "connecting", False):  # not for other users of the engine
-            # libpq reads PGOPTIONS only where it is given no options.
+            # libpq reads PGOPTIONS only if it gets no options.
             given = parameters.get("options") or os.environ.get("PGOPTIONS")
             options = [given, *(f"-c {name}={value}" for name, value in self._secrets.items())]
             parameters["options"] = " ".join(filter(None, options))
 
     def _cut(self) -> None:
-        # Not closed: libpq must not lose a connection that a thread is waiting in. Cut, it returns at once.
+        # Not closed, since a thread may be waiting in libpq: after a shutdown of the socket, libpq returns at once.
         for connection in list(self._connections):
             with (
                 contextlib.suppress(sa.exc.SQLAlchemyError, psycopg2.Error, OSError, AttributeError),
@@ -139,7 +139,7 @@ class Sessions:
 
 
 def unpooled(engine: sa.Engine, connect: Callable[[], Any] | None = None) -> sa.Engine:
-    """An engine whose connections are made as those of another, but neither come from its pool nor go there.
+    """An engine that connects as another one does, but does not use its pool.
 
     :param connect: makes a connection of the driver.
     """
@@ -163,13 +163,13 @@ def driver_connection(connection: sa.Connection) -> Any:
 
 
 def text_literal(connection: sa.Connection) -> Callable[[str], str]:
-    """What writes a text as SQL, by the driver's rules for this connection."""
+    """A function that writes a text as an SQL literal, by the driver's rules for this connection."""
     cursor = driver_connection(connection).cursor()
     return lambda text: str(cursor.mogrify("%s", (text,)).decode())
 
 
 def fetch_as_text(connection: sa.Connection, query: Query) -> None:
-    """Have the driver hand over the server's own text of the query's types, instead of Python values."""
+    """Have the driver return the server's text for the query's types, instead of Python values."""
     key = {query.key.oid} if query.key else set()
     oids = tuple(key | {column.oid for column in query.columns})
     as_text = psycopg2.extensions.new_type(oids, "SERVER_TEXT", psycopg2.extensions.UNICODE)
@@ -177,7 +177,7 @@ def fetch_as_text(connection: sa.Connection, query: Query) -> None:
 
 
 def _new_connection(pool: sa.Pool) -> Any:
-    """A new connection of the driver, made as a pool makes them."""
+    """A new connection of the driver, made as the pool makes them."""
     made = pool.recreate().connect()
     connection = made.driver_connection
     made.detach()
@@ -185,10 +185,10 @@ def _new_connection(pool: sa.Pool) -> Any:
 
 
 def _within(seconds: float, actions: list[Callable[[], None]]) -> None:
-    """Do things in threads: one that waits for the network must not hold up the rest."""
+    """Run actions in threads: one that waits for the network must not delay the others."""
 
     def run(action: Callable[[], None]) -> None:
-        # A connection that broke has nothing left to cancel or close.
+        # A broken connection has nothing left to cancel or close.
         with contextlib.suppress(sa.exc.SQLAlchemyError, psycopg2.Error):
             action()
 

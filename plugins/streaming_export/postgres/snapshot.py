@@ -19,16 +19,16 @@ from streaming_export.postgres.sessions import Sessions, driver_connection, join
 
 log = logging.getLogger(__name__)
 
-#: Seconds that an export waits for a lock on what it reads: as long as a reload of a large table may take.
+#: Seconds that an export waits for a lock on a table that it reads: as long as a reload of a large table may take.
 LOCK_SECONDS = 300.0
 
-# Seconds for a lock that is asked for while another connection of the same export holds one: whoever is in between
-# waits for the export, which would wait for them. Postgres can't see such a deadlock.
+# Seconds to wait for a lock while another connection of the same export holds one: a session that queues in between
+# waits for the export, and the export for that session. Postgres can't see this deadlock.
 _SECOND_LOCK_SECONDS = 1.0
 
 _LOCK_NOT_AVAILABLE = "55P03"
 
-# What SET TRANSACTION SNAPSHOT answers, by version, for one that nobody holds any more.
+# SQLSTATEs of SET TRANSACTION SNAPSHOT, by version, for a snapshot that is no longer held.
 _GONE = ("22023", "42704", "55000")
 
 _ID = re.compile(r"[0-9A-F]+(-[0-9A-F]+)*-[0-9]+")
@@ -36,11 +36,11 @@ _ID = re.compile(r"[0-9A-F]+(-[0-9A-F]+)*-[0-9]+")
 
 @dataclass(frozen=True, slots=True)
 class SnapshotInfo:
-    """What the rows of a snapshot are the rows of.
+    """When and where a snapshot was taken.
 
     :param taken_at: when it was taken, by the server's clock; of an imported one, when it was imported.
-    :param wal_position: where the write-ahead log was; on a standby, how far it was replayed. None where the
-        server does not tell.
+    :param wal_position: position in the write-ahead log; on a standby, how far it was replayed. None if the
+        server does not say.
     :param standby: whether the server was a standby.
     :param server_version: of Postgres.
     """
@@ -52,19 +52,19 @@ class SnapshotInfo:
 
 
 class Snapshot:
-    """A query, and read-only connections that all see its tables as they were when the snapshot was entered.
+    """A query, and read-only connections that all see the same snapshot of its tables.
 
-    What the query reads is locked before the snapshot is taken: TRUNCATE, and an ALTER that rewrites a table, are not
-    MVCC-safe, so that a snapshot which is older than such a change would see an empty table (PostgreSQL manual, 13.6
-    "Caveats"). So one connection describes the query, which locks all that it reads (LOCK TABLE would not do for the
-    tables of views), and keeps its locks until the owner has taken the snapshot, and has locks of its own.
+    The query's tables are locked before the snapshot is taken: TRUNCATE, and an ALTER that rewrites a table, are not
+    MVCC-safe, and a snapshot that is older than such a change would see an empty table (PostgreSQL manual, 13.6
+    "Caveats"). So one connection describes the query, which locks all that it reads (LOCK TABLE would not lock the
+    tables of views), and keeps its locks until the owner has taken the snapshot and has the same locks.
 
     The owner exports the snapshot and keeps it alive, the others import it (PostgreSQL manual, 9.28.5 "Snapshot
     Synchronization Functions"). On exit, all are closed.
 
-    A snapshot that another transaction holds can be imported. That transaction has locked what the query reads, before
-    it took the snapshot, as above. The first connection imports the snapshot and locks; that the owner can import it
-    after that shows that the holder was still there: so the tables have been locked all the time. From then on, the
+    A snapshot that another transaction holds can be imported. That transaction must have locked the tables before
+    it took the snapshot, as above. The first connection imports the snapshot and locks. If the owner can import it
+    after that, the holder was still there, and so the tables have been locked all the time. From then on, the
     owner holds the snapshot for the others, and the holder may go.
 
     :param engine: an engine of the psycopg2 dialect.
@@ -99,14 +99,14 @@ class Snapshot:
                     self._import(self._imported)
                     return self
                 while not self._start(max(1.0, deadline - time.monotonic()), time.monotonic() < deadline):
-                    log.info("A table of the query is being changed: waiting for the end of that.")
+                    log.info("Another session is changing a table of the query. Waiting until it has finished.")
         except BaseException:
             self._close()
             raise
         return self
 
     def connect(self) -> sa.Connection:
-        """A further connection that sees the same rows, and has locked what the query reads; for one thread."""
+        """A further connection that sees the same rows, and has locked the query's tables; for one thread."""
         if self._spare:
             return self._spare.pop()
         connection = self._sessions.open(self.id, _SECOND_LOCK_SECONDS)
@@ -121,7 +121,7 @@ class Snapshot:
     def _start(self, lock_seconds: float, again: bool) -> bool:
         """Lock, take the snapshot, and lock with the connections that use it.
 
-        :param again: whether to return False, with everything released, if somebody got in between.
+        :param again: whether to release everything and return False if another session got in between.
         """
         first = self._sessions.open(None, lock_seconds, unless_set=True)
         self.query = self._describe_query(first)
@@ -143,7 +143,7 @@ class Snapshot:
         return True
 
     def _import(self, snapshot: str) -> None:
-        """Lock on a connection that has imported the snapshot, then make sure that its holder was there until then."""
+        """Lock on a connection that has imported the snapshot, then check that its holder was there until then."""
         try:
             first = self._sessions.open(snapshot, _SECOND_LOCK_SECONDS)
             self.query = self._describe_query(first)
@@ -152,8 +152,8 @@ class Snapshot:
             if sqlstate_of(exc) not in _GONE or "SET TRANSACTION SNAPSHOT" not in str(exc.statement):
                 raise
             raise SnapshotGone(
-                f"Nobody holds the snapshot {snapshot} any more: the transaction that had exported it has ended.",
-                "Take a new snapshot, and read everything anew.",
+                f"The snapshot {snapshot} is no longer held: the transaction that exported it has ended.",
+                "Take a new snapshot, and read everything again.",
             ) from None
         self._lock(self.owner)
         self._export()
@@ -176,7 +176,7 @@ class Snapshot:
             with self.owner.begin_nested():
                 wal = self.owner.exec_driver_sql(f"SELECT {position}()::text").scalar_one()
         except sa.exc.DBAPIError:
-            # Some hosted servers do not have the function, or do not let everybody call it.
+            # Some hosted servers do not have the function, or restrict it.
             wal = None
         return SnapshotInfo(taken_at, wal, standby, version)
 

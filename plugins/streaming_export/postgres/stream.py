@@ -23,10 +23,10 @@ _QUERY_CANCELED = "57014"
 
 
 class CsvStream:
-    """The CSV of a query; a context manager, iterated once. Made by `open_csv`.
+    """The CSV of a query; a context manager that can be iterated once. `open_csv` creates it.
 
-    On entry, what the query reads is locked, described and seen in one snapshot; nothing is read yet. On exit, the
-    queries are cancelled that still run, and all connections are closed.
+    On entry, the query's tables are locked and the snapshot is taken; nothing is read yet. On exit, queries that still
+    run are cancelled, and all connections are closed.
     """
 
     def __init__(self, snapshot: Snapshot, options: Options, stop: Stop) -> None:
@@ -36,14 +36,14 @@ class CsvStream:
         self._open = contextlib.ExitStack()
         #: Rows read so far.
         self.rows = 0
-        #: Whether the rows are compared with the database's own count; known once the reading has begun.
+        #: Whether the rows are compared with the database's own count; valid once reading has begun.
         self.verified = False
 
     def __enter__(self) -> CsvStream:
         with self._open:
             self._open.enter_context(self.snapshot)
             with translated("planning the query"):
-                #: What the planner estimates.
+                #: The planner's estimates.
                 self.plan: Plan = plan(self.snapshot.owner, self.snapshot.query)
             self._open = self._open.pop_all()
         return self
@@ -55,14 +55,14 @@ class CsvStream:
 
     @property
     def query(self) -> Query:
-        """What is read."""
+        """The query that is read."""
         return self.snapshot.query
 
     def __iter__(self) -> Iterator[bytes]:
         """The header row, and then the rows, in chunks.
 
         :raises DatabaseError: if Postgres fails.
-        :raises VerificationError: at the end, if the database counts other rows.
+        :raises VerificationError: at the end, if the database's count is another.
         :raises ExportCancelled: after `cancel`.
         """
         try:
@@ -74,7 +74,7 @@ class CsvStream:
             raise (self._stop.reason or cancelled()) from None
 
     def batches(self) -> Iterator[tuple[bytes, int]]:
-        """Bytes without the header, with the number of rows of the batch that they end, 0 inside of a batch.
+        """Bytes without the header, with the number of rows of the batch if they are its last ones, and 0 otherwise.
 
         :raises Stopped: if the stop is set; a reader that fails sets it.
         """
@@ -94,7 +94,7 @@ class CsvStream:
             yield data, rows
 
     def count(self, seconds: float) -> int | None:
-        """The number of rows in the snapshot; None if counting takes longer than so many seconds.
+        """The number of rows in the snapshot; None if counting takes longer than `seconds`.
 
         :raises DatabaseError: if Postgres fails.
         :raises Stopped: if the stop is set.
@@ -111,7 +111,7 @@ class CsvStream:
             return None
 
     def cancel(self) -> None:
-        """End the reading, from any thread: have the server cancel its queries."""
+        """Stop reading, from any thread: have the server cancel the queries."""
         self._stop.set(cancelled())
         self.snapshot.cancel()
 
@@ -143,12 +143,12 @@ def open_csv(
     :param mask_key: secret of the mask "hash", of at least 16 bytes.
     :param application_name: what ``pg_stat_activity`` shows.
     :param stop: ends the reading when it is set.
-    :param snapshot: id of a snapshot that another transaction has exported, to read on instead of one of its own.
-    :param key_range: reads only keys after the first and up to the second, as text; None for no bound.
-    :raises SnapshotGone: when the block is entered, if nobody holds the snapshot any more.
-    :raises InvalidArgument: if an argument is not allowed, also when the block is entered.
-    :raises DatabaseError: when the block is entered, if Postgres refuses the query, or somebody holds a lock on what it
-        reads for more than `LOCK_SECONDS`.
+    :param snapshot: id of a snapshot that another transaction has exported, to read on it instead of a new one.
+    :param key_range: read only keys after the first and up to the second, as text; None for no bound.
+    :raises SnapshotGone: when the block is entered, if the snapshot is no longer held.
+    :raises InvalidArgument: if an argument is not allowed; some are only checked when the block is entered.
+    :raises DatabaseError: when the block is entered, if Postgres refuses the query, or another session holds a lock on
+        its tables for longer than `LOCK_SECONDS`.
     """
     options, stop = options or Options(), stop or Stop()
     projection = options.projection(mask_key)

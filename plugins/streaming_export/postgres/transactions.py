@@ -1,8 +1,7 @@
 """Waits until no transaction that began before a point in time is still running.
 
-now() is the time at which a transaction began, but its rows are seen by others when it has committed: a row of
-yesterday can appear today. The rows of a window are complete once all transactions that began before its end
-have ended.
+now() is the time at which a transaction began, but others see its rows only after the commit: a row of yesterday can
+appear today. The rows of a window are complete once all transactions that began before its end have ended.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ log = logging.getLogger(__name__)
 _LOG_SECONDS = 30.0
 _PAUSE_SECONDS = 0.5
 
-# Without pg_read_all_stats a role sees of others' sessions only that they are there; with track_activities off
-# nobody sees more (PostgreSQL manual, 27.2.3 "pg_stat_activity"). Those excluded never write rows of tables.
-# The second is for a transaction that has its time already, but is not shown yet.
+# Without pg_read_all_stats, a role sees only that other sessions exist; with track_activities off, nobody sees more
+# (PostgreSQL manual, 27.2.3 "pg_stat_activity"). The excluded backend types never write rows of tables. The interval of
+# one second is for a transaction that has its time already, but is not shown yet.
 _RUNNING = sa.text(
     """
     SELECT pg_is_in_recovery() AS standby,
@@ -51,7 +50,7 @@ class Wait:
     """How a wait for older transactions ended.
 
     :param seconds: how long it took.
-    :param unseen: in words, which transactions could not be seen, and may still be running; None if there are none.
+    :param unseen: describes the transactions that could not be seen, and may still be running; None if there are none.
     """
 
     seconds: float
@@ -59,9 +58,9 @@ class Wait:
 
 
 def wait_for_older(engine: sa.Engine, end: datetime, timeout: float, application_name: str, stop: Stop) -> Wait:
-    """Return when the server's clock is past `end`, and no transaction that began before it is running.
+    """Return when the server's clock is past `end` and no transaction that began before `end` is running.
 
-    :param timeout: seconds; with 0 nothing is waited for.
+    :param timeout: seconds; 0 does not wait.
     :param application_name: what ``pg_stat_activity`` shows.
     :param stop: ends the wait when it is set.
     :raises TransactionsRunning: if some are still running after `timeout`.
@@ -69,10 +68,10 @@ def wait_for_older(engine: sa.Engine, end: datetime, timeout: float, application
     """
     started = time.monotonic()
     reported = None
-    # A prepared transaction is older than it tells: it was begun before it was prepared. What is prepared after no
-    # session had an older one any more is not.
+    # The server reports when a transaction was prepared, not when it began, so every prepared one may be older. Once no
+    # session runs an older transaction, those that are prepared later are not.
     settled: datetime | str = "infinity"
-    # Within one transaction the answer would stay the same.
+    # AUTOCOMMIT, because within one transaction the answer would stay the same.
     autocommit = {"isolation_level": "AUTOCOMMIT"}
     connections = unpooled(engine)
     with translated("looking for transactions"), connections.connect().execution_options(**autocommit) as connection:
@@ -87,13 +86,13 @@ def wait_for_older(engine: sa.Engine, end: datetime, timeout: float, application
             told = _told(found, end)
             if seconds >= timeout:
                 raise TransactionsRunning(
-                    f"{told} Waited {seconds:.0f} s; what they will commit would be missing for ever.",
-                    "Retry later, or wait longer. pg_stat_activity and pg_prepared_xacts show them: end those that"
-                    " somebody has forgotten.",
+                    f"{told} Waited {seconds:.0f} s. The rows that they commit later would be missing for good.",
+                    "Retry later, or wait longer. pg_stat_activity and pg_prepared_xacts show them: end those that are"
+                    " stuck.",
                 )
             if reported is None or time.monotonic() - reported > _LOG_SECONDS:
                 reported = time.monotonic()
-                log.info("%s Waiting, %.0f s at most.", told, timeout - seconds)
+                log.info("%s Waiting for at most %.0f s.", told, timeout - seconds)
             stop.sleep(_PAUSE_SECONDS)
 
 
@@ -106,7 +105,7 @@ def _told(found: sa.Row[Any], end: datetime) -> str:
             f" oldest since {since})."
         )
     if found.early:
-        return f"The server's clock has not come to {end.isoformat()} yet."
+        return f"The server's clock has not reached {end.isoformat()} yet."
     return f"{found.prepared} prepared transactions are neither committed nor rolled back yet."
 
 
@@ -118,7 +117,7 @@ def _ended(found: sa.Row[Any], end: datetime, seconds: float) -> Wait:
         unseen = f"those of {found.hidden} sessions of other roles: the role lacks pg_read_all_stats"
     if unseen:
         log.warning(
-            "Cannot see every transaction that began before %s (%s). Rows that they commit later will be missing.",
+            "Can't see every transaction that began before %s (%s). Rows that they commit later will be missing.",
             end.isoformat(),
             unseen,
         )

@@ -1,1 +1,1 @@
-"""CSV bytes → objects in a bucket: completed and verified, or not there."""
+"""CSV bytes → objects in a bucket: complete and verified, or not visible."""

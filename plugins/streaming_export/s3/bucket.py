@@ -1,4 +1,4 @@
-"""A bucket: the one place for requests, keys, the store's codes, retries, and what a store can't do."""
+"""A bucket: the one place for requests, keys, retries, and what a store can't do."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ Result = TypeVar("Result")
 
 MAX_KEY_BYTES = 1024  # Amazon S3 User Guide, "Naming Amazon S3 objects"
 
-#: Seconds after the first try in which a request that fails transiently is tried again.
+#: Seconds after the first try in which a request that fails transiently is repeated.
 PATIENCE_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0
 
-# Old buckets have longer names, with capitals and underscores (Amazon S3 User Guide, "Bucket naming rules").
+# Old buckets may have longer names, with capitals and underscores (Amazon S3 User Guide, "Bucket naming rules").
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
-# Of the extra arguments, those that say how the content of the files is to be read; a document is JSON as it is.
+# Extra arguments that describe the content of the CSV files, and so do not apply to JSON documents.
 _OF_THE_FILES = {"ContentType", "ContentDisposition", "ContentEncoding", "ContentLanguage"}
 
 _EXPORT_ID = "export-id"
 
 
 def check_key(argument: str, key: object, most: int = MAX_KEY_BYTES) -> None:
-    """Refuse a key that is too long, can't be written, or leaves the prefix that it seems to have.
+    """Refuse a key that is too long, has control characters, or could leave its prefix.
 
-    A store, a proxy or a reader may take . and .. for what they are in paths.
+    A store, a proxy or a reader may resolve . and .. as in paths.
 
-    :param argument: its name, for the error.
-    :param most: bytes of UTF-8 that it may have.
+    :param argument: name of the argument, for the error.
+    :param most: maximum bytes in UTF-8.
     :raises InvalidArgument: naming the argument, its value and what is allowed.
     """
     if not isinstance(key, str) or not key.strip():
@@ -57,20 +57,20 @@ def check_key(argument: str, key: object, most: int = MAX_KEY_BYTES) -> None:
 
 
 class _Quirks:
-    """What was found out about the store; all views of a bucket share it."""
+    """What the requests have shown about the store; all views of a bucket share it."""
 
     conditional = True
 
 
 class Bucket:
-    """A bucket. A request that fails transiently is tried again, with growing pauses.
+    """A bucket. A request that fails transiently is repeated, with growing pauses.
 
-    :param client: a boto3 S3 client; its own retries come on top.
+    :param client: a boto3 S3 client; its own retries come in addition.
     :param name: of the bucket.
     :param extra_args: further arguments of the requests by their boto3 names, such as ``ServerSideEncryption``,
         ``SSEKMSKeyId``, ``ACL``, ``StorageClass``, ``Metadata``; each goes to every request that knows it.
-    :param patience: seconds after the first try in which it is tried again.
-    :raises InvalidArgument: if the name can't be a bucket's, or an extra argument can't be a write's.
+    :param patience: seconds after the first try in which a request is repeated.
+    :raises InvalidArgument: if the name is not valid for a bucket, or an extra argument is not one of a write.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Bucket:
         return f"Bucket({self.name!r})"
 
     def within(self, stop: Stop) -> Bucket:
-        """The same bucket, whose pauses between tries end once `stop` is set; they raise `Stopped` then."""
+        """The same bucket, but once `stop` is set its pauses between tries raise `Stopped`."""
         view = copy.copy(self)
         view.stop = stop
         return view
@@ -109,12 +109,12 @@ class Bucket:
 
     @property
     def checksums(self) -> bool:
-        """Whether the store is given a CRC32 of each whole object: unless the user chose another checksum, or none."""
+        """Whether the store gets a CRC32 of each whole object; False if the user chose another checksum, or none."""
         wanted = self.client.meta.config.request_checksum_calculation in (None, "when_supported")
         return wanted and "ChecksumAlgorithm" not in self.extra_args
 
     def metadata(self, export_id: str) -> dict[str, str]:
-        """The metadata of an object: the user's, and whose it is."""
+        """The metadata of an object: the user's, and the id of the export."""
         return {**self.extra_args.get("Metadata", {}), _EXPORT_ID: export_id}
 
     def request(
@@ -128,15 +128,15 @@ class Bucket:
         hopeless: Callable[[], bool] = lambda: False,
         **arguments: Any,
     ) -> Any:
-        """Send one request, with the extra arguments that it knows; again while it fails transiently.
+        """Send one request, with the extra arguments that it knows, and repeat it while it fails transiently.
 
-        :param operation: boto3's name of it.
+        :param operation: boto3's name of the request.
         :param doing: for the error, as in "starting".
-        :param patient: False: it is tried once.
-        :param failures: gets botocore's error of each try that failed.
-        :param hopeless: asked before each new try; True ends them.
+        :param patient: False: try only once.
+        :param failures: gets botocore's error of each failed try.
+        :param hopeless: called before each new try; True ends the tries.
         :raises StoreError: if the store refused or failed.
-        :raises Stopped: if the export shall end meanwhile.
+        :raises Stopped: if the export is stopped meanwhile.
         """
         doing = f"{doing} {self.url(key)}"
         return self._try(doing, lambda: self._call(operation, key, **arguments), patient, failures, hopeless)
@@ -144,9 +144,8 @@ class Bucket:
     def head(self, key: str, *, patient: bool = True) -> ObjectInfo | None:
         """What the store says about an object; None if there is none.
 
-        :param patient: False: it is asked once.
-        :raises StoreError: if the store refused or failed; S3 answers 403 for an object that is not there, unless
-            s3:ListBucket is allowed.
+        :param patient: False: try only once.
+        :raises StoreError: if the store refused or failed; without s3:ListBucket, S3 answers 403 if there is no object.
         """
         checksum: dict[str, Any] = {"ChecksumMode": "ENABLED"} if self.checksums else {}
         try:
@@ -181,10 +180,10 @@ class Bucket:
             raise
 
     def list(self, prefix: str, start_after: str = "") -> Iterator[Listed]:
-        """The objects whose keys begin with a prefix, in the order of their keys; a request for each 1,000.
+        """The objects whose keys begin with a prefix, in the order of their keys; one request per 1,000.
 
-        :param start_after: only keys that come after this one.
-        :raises StoreError: if the store refused or failed; S3 demands s3:ListBucket.
+        :param start_after: only keys after this one.
+        :raises StoreError: if the store refused or failed; S3 requires s3:ListBucket.
         """
         while True:
             page: dict[str, Any] = {"Prefix": prefix, **({"StartAfter": start_after} if start_after else {})}
@@ -196,12 +195,12 @@ class Bucket:
                 return
 
     def open(self, key: str, etag: str | None = None, range: str | None = None) -> Any:
-        """A body to read an object from, bit by bit.
+        """A body that streams an object.
 
-        :param etag: without quotes, of the object that it must be.
+        :param etag: ETag that the object must have, without quotes; None for any.
         :param range: as HTTP writes it, ``bytes=0-99``.
-        :raises StoreError: if the store refused or failed; its code is one of `GONE` if there is no object, one of
-            `REFUSED` if it is another.
+        :raises StoreError: if the store refused or failed; its code is in `GONE` if there is no object, and in
+            `REFUSED` if its ETag is another.
         """
         part: dict[str, Any] = {"Range": range} if range else {}
         try:
@@ -210,14 +209,15 @@ class Bucket:
             found = self.head(key, patient=False) if exc.code in REFUSED else None
             if found is None or found.etag != etag:
                 raise
-        self.distrust_conditions(f"The store takes {self.url(key)} for changed, which it is not")
+        self.distrust_conditions(f"The store says that {self.url(key)} has changed, but it has not")
         return self.open(key, None, range)
 
     def put(self, key: str, document: bytes, *, replaces: str | None, export_id: str) -> bool:
-        """Write a JSON document, if what is there is still what it shall replace; see `conditional.write`.
+        """Write a JSON document, unless another writer has changed the object meanwhile; see `conditional.write`.
 
-        :param replaces: ETag of what is there, without quotes; None: nothing is; `ANYTHING`: no condition.
-        :returns: False if another writer has replaced what was there; nothing was written then.
+        :param replaces: ETag of the object to replace, without quotes; None: there must be none; `ANYTHING`: any or
+            none.
+        :returns: False if another writer has changed the object; nothing was written then.
         :raises StoreError: if the store refused or failed; it says so if the document may be visible.
         """
         plain = copy.copy(self)
@@ -237,7 +237,7 @@ class Bucket:
     def unfinished_uploads(self, key: str, *, patient: bool = True) -> Iterator[tuple[str, datetime]]:
         """Id and start of each multipart upload of a key that was neither completed nor aborted.
 
-        :param patient: False: it is asked once.
+        :param patient: False: try only once.
         :raises StoreError: if the store refused or failed.
         """
         page: dict[str, Any] = {"Prefix": key}
@@ -283,13 +283,13 @@ class Bucket:
         return set(self.client.meta.service_model.operation_model(name).input_shape.members)
 
     def condition(self, replaces: str | None) -> dict[str, Any]:
-        """The argument of a request that asks for an object's ETag; see `put`."""
+        """The argument that makes a request conditional on the object's ETag; see `put`."""
         if not self._quirks.conditional or replaces in (ANYTHING, ""):
             return {}
         return {"IfMatch": f'"{replaces}"'} if replaces else {"IfNoneMatch": "*"}
 
     def distrust_conditions(self, why: str) -> None:
-        """Write without conditions from here on, and log why: the store does not know them, or gets them wrong."""
+        """Write without conditions from now on, and log why: the store does not support them, or gets them wrong."""
         if self._quirks.conditional:
-            log.warning("%s: writing without conditions. Of two exports to one key, the last writer wins.", why)
+            log.warning("%s. Writing without conditions: of two exports to one key, the last writer wins.", why)
         self._quirks.conditional = False

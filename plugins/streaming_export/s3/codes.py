@@ -1,6 +1,7 @@
 """The store's codes → errors: transient or not, and what to do.
 
-Amazon S3 API Reference, "Error responses"; for requests without an answer, the names of botocore's exceptions.
+The codes are those of the Amazon S3 API Reference, "Error responses"; for requests without an answer, they are the
+names of botocore's exceptions.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from streaming_export.errors import StoreError
 
-#: There is no such object (HEAD has no body, and so no name for it).
+#: There is no such object. (The answer to HEAD has no body, and so only the number.)
 GONE = ("NoSuchKey", "404")
 
 #: A condition of the request did not hold.
@@ -19,8 +20,8 @@ REFUSED = ("PreconditionFailed", "ConditionalRequestConflict", "412")
 UNSUPPORTED = ("NotImplemented", "501")
 
 _GRANT = (
-    "Grant the role of the connection s3:PutObject, s3:GetObject and s3:AbortMultipartUpload on the key, and"
-    " s3:ListBucket on the bucket, and kms:GenerateDataKey and kms:Decrypt where it is encrypted by KMS."
+    "Grant the role of the connection s3:PutObject, s3:GetObject and s3:AbortMultipartUpload on the key, s3:ListBucket"
+    " on the bucket, and kms:GenerateDataKey and kms:Decrypt if it is encrypted by KMS."
 )
 _CREDENTIALS = "Correct the credentials of the connection."
 _REMEDIES = {
@@ -30,23 +31,23 @@ _REMEDIES = {
     "InvalidAccessKeyId": _CREDENTIALS,
     "SignatureDoesNotMatch": _CREDENTIALS,
     "NoCredentialsError": _CREDENTIALS,
-    "ExpiredToken": "Retry; if it happens again, renew the credentials, and have them outlive an export.",
-    "NoSuchUpload": "See whether two runs write to this key, or a lifecycle rule ends uploads early, and export again.",
+    "ExpiredToken": "Retry. If it happens again, use credentials that are valid for longer than an export takes.",
+    "NoSuchUpload": "Check whether two runs write to this key, or a lifecycle rule ends uploads early; export again.",
     "EntityTooLarge": "Export fewer rows or columns, or split the file by max_file_bytes.",
-    "SlowDown": "The store is busy: retry, or have fewer exports run at a time.",
-    "EndpointConnectionError": "See whether the store is up, and the connection's endpoint is right; then retry.",
+    "SlowDown": "The store is busy: retry, or run fewer exports at a time.",
+    "EndpointConnectionError": "Check that the store is up and the connection's endpoint is right, then retry.",
 }
 _READING_REMEDIES = {
-    "AccessDenied": f"{_GRANT} S3 also answers this for an object that is not there, unless s3:ListBucket is allowed.",
+    "AccessDenied": f"{_GRANT} Without s3:ListBucket, S3 also answers this if there is no object.",
     "InvalidRequest": (
-        "It may be encrypted by another key than extra_args name: remove the object, or export to another key."
+        "The object may be encrypted with another key than the one in extra_args: remove it, or export to another key."
     ),
 }
-_TRANSIENT_REMEDY = "It may pass by itself: retry."
+_TRANSIENT_REMEDY = "It may be temporary: retry."
 _REMEDY = "Fix the cause, then export again."
 
-#: Codes of failures that may pass. A token that has expired is a new one in the next try; a digest that differs
-#: was damaged on its way.
+#: Codes of transient failures. After ExpiredToken, the next try gets a new token; BadDigest means that the data was
+#: damaged on its way.
 TRANSIENT = {
     *("SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "429"),
     *("InternalError", "ServiceUnavailable", "OperationAborted", "ConditionalRequestConflict", "RequestTimeout"),
@@ -57,7 +58,7 @@ TRANSIENT = {
 }
 _TRANSIENT_STATUSES = {429, 500, 502, 503, 504}
 
-# A gateway in front of the store answers these while the store may still be at work.
+# A gateway in front of the store answers these while the store may still be working.
 _GATEWAY_STATUSES = {502, 504}
 
 
@@ -72,13 +73,13 @@ def store_error(doing: str, exc: ClientError | BotoCoreError) -> StoreError:
     if doing.startswith("reading"):
         remedy = _READING_REMEDIES.get(code, remedy)
     reason = f"{code}: {message}" if message else code
-    # The store's message may be a sentence with an end of its own.
+    # The store's message may end in a full stop.
     failed = f"The object store failed while {doing}: {reason.rstrip('. ')}."
     return StoreError(failed, remedy, code=code, transient=transient)
 
 
 def is_answer(exc: BaseException) -> bool:
-    """Whether the store itself has answered, and no request is on its way any more."""
+    """Whether the store itself has answered, so that no request is still on its way."""
     if not isinstance(exc, ClientError):
         return False
     metadata = exc.response.get("ResponseMetadata", {})

@@ -1,4 +1,4 @@
-"""The write that makes an object visible, if nobody else has replaced what was there; and the look at it afterwards."""
+"""The write that makes an object visible, unless another writer was first; and the check of it afterwards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from streaming_export.s3.bucket import Bucket
     from streaming_export.s3.objects import ObjectInfo
 
-#: Instead of an ETag: whatever is there may be replaced.
+#: Instead of an ETag: any object may be replaced.
 ANYTHING = "*"
 
 _UNKNOWN = "The object may or may not be visible."
@@ -28,7 +28,7 @@ def base64_crc32(crc32: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What an object is recognised by after the answer to its write was lost.
+    """What identifies an object after the answer to its write was lost.
 
     :param export_id: of the export that writes it.
     :param size: in bytes.
@@ -40,7 +40,7 @@ class Sent:
     crc32: str
 
     def wrote(self, found: ObjectInfo | None) -> bool | None:
-        """Whether an object is this one; None if unknown, since the store keeps neither metadata nor checksums."""
+        """Whether an object is this one; None if unknown, because the store keeps neither metadata nor checksums."""
         if found is None or found.export_id is not None:
             return found is not None and found.export_id == self.export_id
         if found.size != self.size:
@@ -76,19 +76,19 @@ def write(
     give_up: Callable[[], bool] = lambda: False,
     **arguments: Any,
 ) -> bool:
-    """Send the request that makes an object visible, if what is there is still what it shall replace.
+    """Send the request that makes an object visible, unless another writer has changed the object meanwhile.
 
-    A store without conditional writes is found out, and the last writer wins there. When the answer was lost, one look
-    tells whether the object is visible.
+    If the store turns out to have no conditional writes, the last writer wins. If the answer is lost, one request tells
+    whether the object is visible.
 
     :param doing: for the error, as in "completing".
-    :param sent: what the object is recognised by.
-    :param replaces: ETag of what is there, without quotes; None: nothing is; `ANYTHING`: no condition.
-    :param hopeless: asked before each new try; True ends them.
-    :param give_up: called after a failure; returns whether it has made sure that nothing can become visible any more.
-    :returns: False if another writer has replaced what was there; nothing was written then.
+    :param sent: what identifies the object.
+    :param replaces: ETag of the object to replace, without quotes; None: there must be none; `ANYTHING`: any or none.
+    :param hopeless: called before each new try; True ends the tries.
+    :param give_up: called after a failure; returns whether nothing can become visible any more.
+    :returns: False if another writer has changed the object; nothing was written then.
     :raises StoreError: if the store refused or failed; it says so if the object may be visible.
-    :raises Stopped: if the export shall end; its reason says so if the object may be visible.
+    :raises Stopped: if the export is stopped; its reason says so if the object may be visible.
     """
     condition, failures = bucket.condition(replaces), list[BaseException]()
     error: StoreError | Stopped
@@ -103,10 +103,10 @@ def write(
             found, seen = _look(bucket, key)
             if sent.wrote(found):
                 return True
-            # Ceph RGW compares an ETag in quotes with one without: a refusal is believed if there was a change.
+            # Ceph RGW compares an ETag in quotes with one without, so a refusal counts only if the object has changed.
             if not seen or (found.etag if found else None) != replaces:
                 return _refused(sent.wrote(found) if seen else None, failures, error)
-            why = f"The store takes {bucket.url(key)} for changed, which it is not"
+            why = f"The store says that {bucket.url(key)} has changed, but it has not"
         bucket.distrust_conditions(why)
         arguments |= {"hopeless": hopeless, "give_up": give_up}
         return write(bucket, operation, key, doing, sent=sent, replaces=ANYTHING, **arguments)
@@ -121,7 +121,7 @@ def check_visible(bucket: Bucket, key: str, sent: Sent) -> str:
     :raises Superseded: if it is another export's.
     :raises VerificationError: if it is gone, or not what was sent.
     :raises StoreError: if the store failed.
-    :raises Stopped: if the export shall end.
+    :raises Stopped: if the export is stopped.
     """
     url = bucket.url(key)
     try:
@@ -133,12 +133,12 @@ def check_visible(bucket: Bucket, key: str, sent: Sent) -> str:
         raise
     if found is None:
         raise VerificationError(
-            f"{url} is gone, though it was complete.", "See who removes objects there, and export again."
+            f"{url} was complete but is gone.", "Find out who removes objects there, and export again."
         )
     if found.export_id not in (None, sent.export_id):
         raise Superseded(
             f"Another export replaced {url} as soon as it was complete.",
-            "See whether two runs write to this key; a retry replaces it.",
+            "Check whether two runs write to this key; a retry replaces it.",
             transient=True,
         )
     differences = [f"{found.size:,} bytes instead of {sent.size:,}"] if found.size != sent.size else []
@@ -147,7 +147,7 @@ def check_visible(bucket: Bucket, key: str, sent: Sent) -> str:
     if differences:
         error = VerificationError(
             f"{url} is not what was sent: it has {' and '.join(differences)}.",
-            "Another writer has replaced it, or the store is at fault. Do not use it; export again.",
+            "Do not use it; export again. Another writer replaced it, or the store is at fault.",
         )
         error.during("The object is visible.", True)
         raise error
@@ -155,7 +155,7 @@ def check_visible(bucket: Bucket, key: str, sent: Sent) -> str:
 
 
 def _refused(ours: bool | None, failures: list[BaseException], error: StoreError) -> bool:
-    """False, unless it may be an earlier try of ours, whose answer was lost, that has changed what was there."""
+    """False; raises the error if an earlier try of this write, whose answer was lost, may have changed the object."""
     if ours is None and not all(map(is_answer, failures)):
         error.transient, error.remedy = True, "Retry."
         error.during(_UNKNOWN, None)
@@ -166,9 +166,9 @@ def _refused(ours: bool | None, failures: list[BaseException], error: StoreError
 def _is_visible(
     bucket: Bucket, key: str, sent: Sent, replaces: str | None, *, certain: bool, error: StoreError | Stopped
 ) -> bool:
-    """Whether the object is visible in spite of an error; the error says so if that is unknown.
+    """Whether the object is visible despite an error; if that is unknown, the error gets to say so.
 
-    :param certain: nothing that was sent is on its way any more.
+    :param certain: whether no request is still on its way.
     """
     found, seen = _look(bucket, key)
     visible = sent.wrote(found) if seen else None
@@ -182,7 +182,7 @@ def _is_visible(
 
 
 def _look(bucket: Bucket, key: str) -> tuple[ObjectInfo | None, bool]:
-    """What is there after a failure, and whether the store said."""
+    """The object that is there after a failure, and whether the store answered."""
     try:
         return bucket.head(key, patient=False), True
     except StoreError:

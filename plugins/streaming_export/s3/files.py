@@ -21,9 +21,9 @@ _ROW = re.compile(rb'(?:[^"\n]++|"[^"]*+")*+\n')
 
 
 def row_ends(data: bytes) -> list[int]:
-    """Where the rows end that end in `data`, which begins with the begin of a row."""
+    """The ends of the complete rows in `data`, which starts at the start of a row."""
     ends, start = [], 0
-    # Not finditer(): it would look for a row at each byte of one that has not ended.
+    # Not finditer(): in an incomplete row, it would look for a row at each byte.
     while match := _ROW.match(data, start):
         start = match.end()
         ends.append(start)
@@ -34,11 +34,11 @@ def row_ends(data: bytes) -> list[int]:
 class ExportedFile:
     """A file of an export.
 
-    :param key: where it is in the bucket.
+    :param key: its key in the bucket.
     :param rows: its data rows, without the header.
     :param bytes: size of the object.
     :param sha256: of the object's content, in hex.
-    :param etag: of the object, as the store gives it, without quotes.
+    :param etag: of the object, without quotes.
     :param parts: number of parts it was uploaded in.
     """
 
@@ -51,7 +51,7 @@ class ExportedFile:
 
 
 class _File:
-    """One file that is being written."""
+    """A file that is being written."""
 
     def __init__(self, upload: Upload, compressor: Any) -> None:
         self.upload = upload
@@ -75,13 +75,12 @@ class _File:
 class FileWriter:
     """Writes the files of an export; a context manager that aborts what was not completed.
 
-    None of them is visible before `complete`. All of it belongs to one thread, which stops with `Stopped` once `stop`
-    is set.
+    No file is visible before `complete`. Only one thread may use it; it gets `Stopped` once `stop` is set.
 
-    :param key: where the export goes.
-    :param export_id: goes into the metadata of each object: whose it is.
-    :param estimated_bytes: of all files, before compression; chooses the size of parts.
-    :param overwrite: False: what is there already stays.
+    :param key: key of the export.
+    :param export_id: id of the export, for the metadata of each object.
+    :param estimated_bytes: of all files, before compression; decides the size of parts.
+    :param overwrite: False: do not replace an existing object.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class FileWriter:
         self._part_bytes = part_bytes_for(min(estimated_bytes, layout.max_bytes or estimated_bytes))
         self._files: list[_File] = []
         self._partial_row = b""
-        #: Number of files that are complete, and visible.
+        #: Number of files that are visible.
         self.visible = 0
 
     @property
@@ -122,7 +121,9 @@ class FileWriter:
         return self
 
     def write(self, data: bytes, rows: int) -> None:
-        """Add bytes of rows; `rows` are those that end in them.
+        """Add bytes of rows.
+
+        :param rows: number of rows that end in them.
 
         :raises StoreError: see `Upload.write`.
         :raises Stopped: see `Upload.write`.
@@ -153,8 +154,8 @@ class FileWriter:
                 exported.append(file.exported(file.upload.complete()))
                 self.visible += 1
         except StoreError as exc:
-            # Another export that has aborted this one's upload may have begun after the first files were visible, and
-            # may fail: then only a retry makes files and manifest belong together again.
+            # Another export has aborted this one's upload after the first files became visible. It may fail itself;
+            # then only a retry publishes a matching set of files and manifest.
             if self.visible and exc.code == "NoSuchUpload":
                 exc.transient = True
             raise
@@ -165,7 +166,7 @@ class FileWriter:
     ) -> None:
         answering = True
         for file in self._files:
-            # One store that does not answer is not waited for once a file.
+            # If the store does not answer, do not wait for it again for each further file.
             answering = file.upload.abort(exc) if answering else file.upload.leave()
 
     def _begin(self) -> None:
@@ -183,7 +184,7 @@ class FileWriter:
         self._files[-1].write(self._layout.header)
 
     def _write_split(self, data: bytes) -> None:
-        """Write whole rows to the file they fit in; keep the row that has not ended."""
+        """Write complete rows to the file that has room for them; keep the incomplete row."""
         ends = row_ends(data)
         start = done = 0
         while done < len(ends):
@@ -201,7 +202,7 @@ class FileWriter:
         self._partial_row = data[start:]
 
     def _fitting(self, file: _File, ends: list[int], start: int) -> int:
-        """How many of the rows that end at `ends` are written when the file, from `start` on, is full."""
+        """How many of the rows that end at `ends` are written once the file, which continues at `start`, is full."""
         done = bisect_right(ends, start)
         fitting = len(ends)
         if self._layout.max_rows is not None:

@@ -1,4 +1,4 @@
-"""What the files of an export look like: their names, headers, header row and compression."""
+"""The layout of an export's files: names, HTTP headers, header row and compression."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from streaming_export.errors import InvalidArgument
 
 Compression = Literal["gzip", "zstd"]
 
-#: Bytes that the key of a file may be longer than that of its export.
+#: By how many bytes the key of a file may be longer than the export's key.
 LONGEST_SUFFIX = len("-00001.zst")
 
 _GZIP_FORMAT = 31  # zlib manual, deflateInit2: a window of 32 KiB (15), with gzip's header (16)
@@ -23,11 +23,11 @@ _GZIP_FORMAT = 31  # zlib manual, deflateInit2: a window of 32 KiB (15), with gz
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """How a compressed file is named, and made.
+    """A compression: its names, and its compressor.
 
-    :param extension: what is added to the key.
+    :param extension: the extension that the key gets.
     :param content_encoding: its ``Content-Encoding`` (IANA, HTTP Content Coding Registry).
-    :param compressor: makes an object with ``compress(data)`` and ``flush()``.
+    :param compressor: creates an object with ``compress(data)`` and ``flush()``.
     """
 
     extension: str
@@ -35,8 +35,8 @@ class Encoding:
     compressor: Callable[[], Any]
 
 
-# Both at level 1, which keeps up with several readers. Higher levels of ISA-L are slower and hardly smaller; zstd at 3
-# takes twice the time for rows of a table without getting smaller.
+# Both at level 1, which keeps up with several readers. Higher levels of ISA-L are slower and compress hardly better;
+# for rows of a table, zstd at level 3 takes twice as long and compresses no better.
 _ENCODINGS: dict[str, Encoding] = {
     "gzip": Encoding(".gz", "gzip", lambda: isal_zlib.compressobj(1, wbits=_GZIP_FORMAT)),
     "zstd": Encoding(".zst", "zstd", lambda: zstandard.ZstdCompressor(level=1, write_checksum=True).compressobj()),
@@ -51,17 +51,17 @@ def check_extension(key: str, compression: Compression | None) -> None:
     for name, encoding in _ENCODINGS.items():
         if key.endswith(encoding.extension) and name != compression:
             stored = f"{compression or 'plain CSV'} under {encoding.extension}"
-            raise InvalidArgument("key", key, f'it stores {stored}; pass compression="{name}" or another key')
+            raise InvalidArgument("key", key, f'it would hold {stored}; pass compression="{name}" or another key')
 
 
 @dataclass(frozen=True, slots=True)
 class FileLayout:
-    """What the files of an export look like.
+    """The layout of an export's files.
 
     :param header: the header row, the same in each file.
     :param compression: of the files.
-    :param max_rows: data rows of a file; None for no limit.
-    :param max_bytes: bytes of CSV of a file, before compression; None for no limit. A single row may be more.
+    :param max_rows: maximum data rows of a file; None for no limit.
+    :param max_bytes: maximum CSV bytes of a file, before compression; None for no limit. A single row may be larger.
     """
 
     header: bytes
@@ -71,7 +71,7 @@ class FileLayout:
 
     @property
     def split(self) -> bool:
-        """Whether there can be several files; they are numbered then."""
+        """Whether there can be several files, which are then numbered."""
         return self.max_rows is not None or self.max_bytes is not None
 
     def key(self, key: str, number: int) -> str:
@@ -87,7 +87,7 @@ class FileLayout:
         return stem + self._extension
 
     def headers(self, key: str) -> dict[str, str]:
-        """What a browser needs to save the file at `key` under its own name, decompressed (RFC 6266, RFC 9110 8.4)."""
+        """Headers that make a browser save the file under its name, decompressed (RFC 6266, RFC 9110 8.4)."""
         name = key.rsplit("/", 1)[-1].removesuffix(self._extension)
         quoted = urllib.parse.quote(name, safe="")
         form = f'filename="{name}"' if name == quoted else f"filename*=UTF-8''{quoted}"
@@ -97,7 +97,7 @@ class FileLayout:
         return headers
 
     def compressor(self) -> Any:
-        """What compresses one file: an object with ``compress(data)`` and ``flush()``; None for no compression."""
+        """A compressor for one file, with ``compress(data)`` and ``flush()``; None for no compression."""
         return _ENCODINGS[self.compression].compressor() if self.compression else None
 
     @property

@@ -1,4 +1,4 @@
-"""The parts of an upload: how large they are, and their way to the store."""
+"""The parts of an upload: their sizes, and sending them."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ MAX_PARTS = 10_000
 MAX_PART_BYTES = 5 * 1024 * MiB
 MAX_OBJECT_BYTES = 5 * 1024 * 1024 * MiB
 
-#: The smallest part. S3 asks for at least 5 MiB.
+#: The smallest part, except for the last one. S3 requires at least 5 MiB.
 MIN_PART_BYTES = 6 * MiB
 
-#: Bytes of parts on their way to the store, beside the part that is being filled.
+#: Bytes of parts on their way to the store, in addition to the part that is being filled.
 IN_FLIGHT_BYTES = 3 * MIN_PART_BYTES
 
-# All parts have one size, but for the last, as some stores demand. Only where the estimate was wrong by more than
-# twice they grow: they double every 180 then, up to 3 GiB, so that 10,000 of them hold the 5 TiB of an object.
+# All parts but the last have one size, as some stores require. They grow only if the object becomes more than twice as
+# large as estimated: then they double every 180 parts, up to 3 GiB, so that 10,000 parts hold the 5 TiB of an object.
 _PARTS_BEFORE_GROWTH = 7_000
 _PARTS_OF_A_SIZE = 180
 _MOST_GROWN_BYTES = 3 * 1024 * MiB
 
 
 def part_bytes_for(estimated_bytes: int) -> int:
-    """Size of the parts of an object that is estimated to have so many bytes: 7,000 of them hold twice that."""
+    """Size of the parts of an object of about `estimated_bytes`: 7,000 of them hold twice as much."""
     size = math.ceil(2 * estimated_bytes / _PARTS_BEFORE_GROWTH / MiB) * MiB
     return min(max(MIN_PART_BYTES, size), MAX_PART_BYTES)
 
 
 def grown_part_bytes(number: int, first: int) -> int:
-    """Size of the part with this number (from 1), but for the last one; `first` is that of the first."""
+    """Size of the part with this number (from 1), unless it is the last; `first` is the size of the first."""
     doublings = max(0, math.ceil((number - _PARTS_BEFORE_GROWTH) / _PARTS_OF_A_SIZE))
     return max(first, min(first << min(doublings, 10), _MOST_GROWN_BYTES))
 
 
 class Parts:
-    """Sends the parts of one multipart upload, several at a time, each in a thread of its own.
+    """Sends the parts of one multipart upload, several at a time, each in its own thread.
 
-    :param stop: of the export; a part that can't be sent sets it, and who waits for parts gets `Stopped`.
+    :param stop: of the export. A part that can't be sent sets it; waiting for parts then raises `Stopped`.
     """
 
     def __init__(self, bucket: Bucket, key: str, upload_id: str, stop: Stop) -> None:
@@ -58,8 +58,8 @@ class Parts:
         self._bucket = bucket
         self._key = key
         self._stop = stop
-        # botocore joins bytes with the headers, once more in memory; but where it sends a checksum behind the body, as
-        # over TLS, it copies what is not bytes.
+        # Over HTTP, botocore joins a body of type bytes with the headers, which copies it: so send a bytearray. Over
+        # TLS it sends the checksum after the body, and copies a body that is not bytes.
         self._copy = bytes if bucket.client.meta.endpoint_url.startswith("https") else bytearray
         self._parts: list[Future[dict[str, Any]]] = []
         self._flying: set[Future[dict[str, Any]]] = set()
@@ -76,15 +76,15 @@ class Parts:
         return len(self._flying)
 
     def send(self, part: bytearray) -> None:
-        """Send a copy of the next part, once the parts in flight leave room for it.
+        """Send a copy of the next part, as soon as the parts in flight leave room for it.
 
-        :raises Stopped: if the export shall end: a part could not be sent, perhaps.
+        :raises Stopped: if the export is stopped, for instance because a part could not be sent.
         """
         room = max(1, IN_FLIGHT_BYTES // len(part)) if part else 1
         self._stop.wait_for(lambda: self.in_flight < room)
         future = Future[dict[str, Any]]()
         arguments = (self._send, future, self.number + 1, self._copy(part))
-        # Not of an executor: its threads keep the interpreter from ending.
+        # Not an executor's thread: those keep the interpreter from exiting.
         run = contextvars.copy_context().run
         threading.Thread(target=run, args=arguments, name=f"part-{self.number + 1}", daemon=True).start()
         self._parts.append(future)
@@ -93,29 +93,29 @@ class Parts:
     def wait(self) -> None:
         """Return when all parts have arrived.
 
-        :raises Stopped: if the export shall end: a part could not be sent, perhaps.
+        :raises Stopped: if the export is stopped, for instance because a part could not be sent.
         """
         self._stop.wait_for(lambda: not self.in_flight)
 
     def sent(self) -> list[dict[str, Any]]:
-        """What completes the upload; all parts have arrived."""
+        """The list of parts for the completion; all parts have arrived."""
         return [part.result() for part in self._parts]
 
     def is_gone(self) -> bool:
-        """Whether the upload is complete, or another export has aborted it: some stores answer 500 from there on."""
+        """Whether the upload is complete or aborted by another export; some stores then answer 500 to every request."""
         try:
             return self.upload_id not in [one for one, _ in self._bucket.unfinished_uploads(self._key, patient=False)]
         except StoreError:
             return False
 
     def settle(self, seconds: float) -> None:
-        """Wait for the parts in flight, whatever becomes of them."""
+        """Wait until the parts in flight have arrived or failed, but at most `seconds`."""
         wait(self._flying, seconds)
 
     def _send(self, future: Future[dict[str, Any]], number: int, part: bytes | bytearray) -> None:
         try:
             sent = self._request(number, part)
-        except BaseException as exc:  # whatever it is, the export ends with it
+        except BaseException as exc:  # any exception ends the export
             if not isinstance(exc, Stopped):
                 self._stop.set(exc)
             with self._stop.changing():
@@ -133,10 +133,10 @@ class Parts:
             raise VerificationError(
                 f"The store received part {number} of {self._bucket.url(self._key)} with CRC32 {received} instead of"
                 f" {crc32}.",
-                "It was damaged on its way: retry.",
+                "It was damaged in transit: retry.",
                 transient=True,
             )
-        # Where the user chose a checksum, S3 wants each part's in the completion.
+        # If the user chose a checksum, S3 requires that of each part in the completion.
         checksums = {name: value for name, value in answer.items() if name.startswith("Checksum")}
         checksums.pop("ChecksumType", None)
         return {"PartNumber": number, "ETag": answer["ETag"], **checksums}

@@ -18,22 +18,22 @@ from streaming_export.s3.parts import MAX_OBJECT_BYTES, MAX_PARTS, MIN_PART_BYTE
 
 log = logging.getLogger(__name__)
 
-_ABORT_SECONDS = 10.0  # that an abort waits for parts still on their way
+_ABORT_SECONDS = 10.0  # how long an abort waits for parts in flight
 
 
 class Upload:
-    """Writes one object; a context manager that aborts what was not completed. Of one thread, which owns it.
+    """Writes one object; a context manager that aborts what was not completed. Only one thread may use it.
 
-    Nothing is visible under the key before `complete`, and what was there before stays until then. Content smaller
-    than a part is one put. `open` aborts unfinished uploads of the same key: a killed attempt left them behind, or this
-    one supersedes them. The object is replaced only if it is still the one that `open` saw. The store gets a CRC32 of
-    each part and of the whole object, and refuses what differs (Amazon S3 User Guide, "Checking object integrity").
+    Until `complete`, nothing new is visible under the key, and an existing object stays. Content smaller than a part is
+    sent by one put. `open` aborts unfinished uploads of the same key: a killed attempt left them behind, or this upload
+    supersedes them. The object is replaced only if it is still the one that `open` saw. The store gets a CRC32 of each
+    part and of the whole object, and refuses what differs (Amazon S3 User Guide, "Checking object integrity").
 
-    :param export_id: goes into the object's metadata: whose it is.
-    :param stop: of the export; a part that can't be sent sets it, and who waits for parts gets `Stopped`.
-    :param headers: how the content is to be read, by boto3's names; the bucket's extra arguments go before them.
-    :param part_bytes: size of all parts but the last.
-    :param overwrite: False: what is there already stays.
+    :param export_id: id of the export, for the object's metadata.
+    :param stop: of the export. A part that can't be sent sets it; waiting for parts then raises `Stopped`.
+    :param headers: HTTP headers of the object, by boto3's names; the bucket's extra arguments take precedence.
+    :param part_bytes: size of all parts except the last.
+    :param overwrite: False: do not replace an existing object.
     """
 
     def __init__(
@@ -70,21 +70,21 @@ class Upload:
         return self._size
 
     def open(self) -> Upload:
-        """Look at what is there; the caller sees to it that `complete` or `abort` is called.
+        """Look at the existing object. The caller must call `complete` or `abort`.
 
-        :raises StoreError: if the bucket is not there, or the store does not answer.
-        :raises AlreadyExists: if an object is there, and may not be overwritten.
+        :raises StoreError: if the bucket does not exist, or the store does not answer.
+        :raises AlreadyExists: if an object exists, and `overwrite` is False.
         """
         try:
-            # First: a completion that a killed attempt has left on its way can't come between any more then.
+            # First, so that no completion which a killed attempt has left on its way can interfere after that.
             for upload_id, started in self._bucket.unfinished_uploads(self.key):
                 log.warning("Aborting an unfinished upload of %s, started %s.", self.url, started)
                 self._abort_upload(upload_id)
         except StoreError as exc:
-            if exc.code == "NoSuchBucket" or isinstance(exc.__cause__, BotoCoreError):  # no answer of the store's
+            if exc.code == "NoSuchBucket" or isinstance(exc.__cause__, BotoCoreError):  # the store did not answer
                 raise
             log.warning(
-                "Cannot look for unfinished uploads of %s (%s); if an earlier attempt was killed, its parts stay until"
+                "Cannot look for unfinished uploads of %s (%s). If an earlier attempt was killed, its parts stay until"
                 " the bucket's lifecycle rule removes them.",
                 self.url,
                 exc.code,
@@ -95,19 +95,19 @@ class Upload:
                 raise AlreadyExists(self.url, f"{found.size:,} bytes of {found.modified.isoformat()}")
             self._replaces = found.etag if found else None
         except StoreError as exc:
-            # Without s3:ListBucket, S3 does not say whether there is an object (403), nor without its SSE-C key (400).
+            # S3 does not say whether there is an object: without s3:ListBucket (403), or without its SSE-C key (400).
             if exc.transient:
                 raise
         return self
 
     def write(self, data: bytes) -> None:
-        """Add bytes to the object, waiting while the parts in flight are at their bound.
+        """Add bytes to the object; waits while the maximum of parts is in flight.
 
         :raises StoreError: if the upload can't be started, or the object would be larger than S3 allows.
-        :raises Stopped: if the export shall end: a part could not be sent, perhaps.
+        :raises Stopped: if the export is stopped, for instance because a part could not be sent.
         """
         if self._size + len(data) > MAX_OBJECT_BYTES:
-            raise self._too_large("the object would be larger than the 5 TiB that S3 allows")
+            raise self._too_large("S3 allows 5 TiB")
         self._sha256.update(data)
         self._crc32 = isal_zlib.crc32(data, self._crc32)
         self._size += len(data)
@@ -122,14 +122,14 @@ class Upload:
 
     @property
     def started(self) -> bool:
-        """Whether parts were sent; what is smaller than one is put by `complete`."""
+        """Whether parts were sent; smaller content is sent by `complete`."""
         return self._parts is not None
 
     def finish(self) -> None:
-        """Send what is left, however small, and wait for it; the object is not visible yet, and takes no more.
+        """Send the last part, and wait for all of them. The object is not visible yet; nothing more can be written.
 
         :raises StoreError: if the upload can't be started.
-        :raises Stopped: if the export shall end: a part could not be sent, perhaps.
+        :raises Stopped: if the export is stopped, for instance because a part could not be sent.
         """
         if self._finished:
             return
@@ -142,17 +142,17 @@ class Upload:
         parts.wait()
 
     def commit(self) -> None:
-        """From here on a stop does not keep the object back: others of its export are visible already."""
+        """Ignore `stop` from now on: other files of the export are visible already."""
         self._committed, self._bucket = True, self._bucket.within(Stop())
 
     def complete(self) -> StoredObject:
         """Make the object visible, in one step, and check it.
 
         :raises StoreError: if it could not be completed; it says so if the object may be visible.
-        :raises Superseded: if another export replaced what was there meanwhile, or replaced the object just now.
-        :raises AlreadyExists: if another writer was first, and may not be overwritten.
-        :raises VerificationError: if the store holds something else than was sent.
-        :raises Stopped: if the export shall end.
+        :raises Superseded: if another export replaced the old object meanwhile, or the new one just now.
+        :raises AlreadyExists: if another writer was first, and `overwrite` is False.
+        :raises VerificationError: if the stored object is not what was sent.
+        :raises Stopped: if the export is stopped.
         """
         if not self._committed:
             self._stop.check()
@@ -161,8 +161,8 @@ class Upload:
             if not self._overwrite:
                 raise AlreadyExists(self.url, "written while this export ran")
             raise Superseded(
-                f"{self.url} was replaced by another writer while this export ran, and stays as that left it.",
-                "See whether two runs write to this key; a retry replaces it.",
+                f"Another writer replaced {self.url} while this export ran; its object stays.",
+                "Check whether two runs write to this key; a retry replaces it.",
                 transient=True,
             )
         self._done = True
@@ -174,9 +174,9 @@ class Upload:
     def abort(self, reason: BaseException | None = None) -> bool:
         """Give up: nothing becomes visible, and no part stays. Does nothing once completed or aborted.
 
-        Parts on their way end the export, so that they are not tried again.
+        If parts are in flight, this sets the export's `stop`, so that they are not sent again.
 
-        :param reason: that the export ends with then.
+        :param reason: the reason for `stop`.
         :returns: False if the store did not confirm it; the log names what stays.
         """
         if self._done:
@@ -189,13 +189,13 @@ class Upload:
             self._stop.set(reason or cancelled())
         gone = self._abort_upload(self._parts.upload_id)
         if flying and gone:
-            # A part on its way may be stored after an abort (Amazon S3 API Reference, AbortMultipartUpload).
+            # A part in flight may be stored after an abort (Amazon S3 API Reference, AbortMultipartUpload).
             self._parts.settle(_ABORT_SECONDS)
             gone = self._abort_upload(self._parts.upload_id)
         return gone
 
     def leave(self) -> bool:
-        """Give up without asking a store that does not answer; the log names what stays."""
+        """Give up without a request, since the store does not answer; the log names what stays."""
         if self._parts is not None and not self._done:
             self._log_left(self._parts.upload_id, "not tried, since the store does not answer")
         self._done = True
@@ -227,11 +227,11 @@ class Upload:
         return self._parts
 
     def _checksum(self, **arguments: str) -> dict[str, str]:
-        """Arguments about the checksum of the whole object, where the store takes any."""
+        """Arguments for the checksum of the whole object, if the store gets one."""
         return {"ChecksumType": "FULL_OBJECT", **arguments} if self._bucket.checksums else {}
 
     def _publish(self, sent: Sent) -> bool:
-        """Put or complete; False if another writer has replaced what was there."""
+        """Put or complete; False if another writer has changed the object."""
         if self._parts is None:
             del self._part[self._filled :]
             metadata = self._bucket.metadata(self._export_id)
@@ -254,8 +254,8 @@ class Upload:
             grown = grown_part_bytes(len(parts), self._first_bytes) > self._first_bytes
             if grown and (exc.code == "InvalidPart" or "same length" in exc.failed):
                 exc.remedy = (
-                    "The file was more than twice as large as estimated, so its parts had to grow, and this store"
-                    " (Cloudflare R2, perhaps) takes parts of one size only: pass max_file_bytes."
+                    "Pass max_file_bytes. The file was more than twice as large as estimated, so its parts had to grow,"
+                    " but this store (perhaps Cloudflare R2) takes only parts of one size."
                 )
             raise
 
@@ -263,7 +263,7 @@ class Upload:
         return write(self._bucket, operation, self.key, doing, sent=sent, replaces=self._replaces, **arguments)
 
     def _abort_upload(self, upload_id: str) -> bool:
-        """Whether the store says that the upload is gone; it is asked once."""
+        """Abort an upload, in one try; returns whether the store says that it is gone."""
         try:
             self._bucket.request(
                 "abort_multipart_upload", self.key, "aborting an upload of", patient=False, UploadId=upload_id
@@ -277,14 +277,14 @@ class Upload:
 
     def _log_left(self, upload_id: str, why: str) -> None:
         log.error(
-            "Cannot abort upload %s of %s (%s). It is invisible, but its parts are stored (and paid for) until the next"
-            " export to this key, or the bucket's lifecycle rule, removes them.",
+            "Cannot abort upload %s of %s (%s). It is invisible, but its parts cost storage until the next export to"
+            " this key, or the bucket's lifecycle rule, removes them.",
             upload_id,
             self.url,
             why,
         )
 
     def _too_large(self, reason: str) -> StoreError:
-        failed = f"The object store can't hold {self.url}: {reason}."
+        failed = f"{self.url} is too large: {reason}."
         remedy = "Export fewer rows or columns, or split the file by max_file_bytes."
         return StoreError(failed, remedy, code="EntityTooLarge")

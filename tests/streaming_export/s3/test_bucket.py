@@ -94,7 +94,7 @@ def test_patience_ends(client: Any, bucket: str) -> None:
     """After so many seconds the error is raised: transient, with what to do."""
     hook(client, "GetObject", lambda params: refusal("SlowDown", 503))
     requests = record(client)
-    with pytest.raises(StoreError, match=r"while reading s3://.*SlowDown(.|\n)*have fewer exports run") as caught:
+    with pytest.raises(StoreError, match=r"while reading s3://.*SlowDown(.|\n)*run fewer exports") as caught:
         Bucket(client, bucket, patience=1).read(KEY)
     assert (caught.value.code, caught.value.transient) == ("SlowDown", True)
     assert len(requests) > 2
@@ -106,7 +106,7 @@ def test_patience_ends(client: Any, bucket: str) -> None:
         ("AccessDenied", 403, "Grant the role of the connection"),
         ("NoSuchBucket", 404, "Create the bucket"),
         ("InvalidAccessKeyId", 403, "Correct the credentials"),
-        ("InvalidRequest", 400, "encrypted by another key than extra_args name"),
+        ("InvalidRequest", 400, "encrypted with another key than the one in extra_args"),
         ("QuotaFull", 403, "Fix the cause, then export again"),
     ],
 )

@@ -84,6 +84,6 @@ def test_an_object_of_another_key(client: Any, bucket: str) -> None:
     """A manifest that can't be read with the arguments ends the export before it writes, and says what to do."""
     hook(client, "GetObject", lambda params: refusal("InvalidRequest", 400))
     requests = record(client)
-    with pytest.raises(StoreError, match=r"a/orders\.csv\.manifest\.json(.|\n)*another key than extra_args name"):
+    with pytest.raises(StoreError, match=r"a/orders\.csv\.manifest\.json(.|\n)*another key than the one in extra_args"):
         publish(Bucket(client, bucket), SMALL)
     assert [name for name, _ in requests] == ["GetObject"]

@@ -105,9 +105,9 @@ def test_keys(options: dict[str, Any], key: str, first: str, second: str) -> Non
 @pytest.mark.parametrize(
     ("key", "compression", "why"),
     [
-        ("a.csv.gz", None, r"it stores plain CSV under \.gz; pass compression=\"gzip\""),
-        ("a.zst", None, r"it stores plain CSV under \.zst"),
-        ("a.csv.gz", "zstd", r"it stores zstd under \.gz"),
+        ("a.csv.gz", None, r"it would hold plain CSV under \.gz; pass compression=\"gzip\""),
+        ("a.zst", None, r"it would hold plain CSV under \.zst"),
+        ("a.csv.gz", "zstd", r"it would hold zstd under \.gz"),
     ],
 )
 def test_a_key_that_promises_another_compression_is_refused(key: str, compression: Any, why: str) -> None:
