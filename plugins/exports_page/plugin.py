@@ -1,4 +1,4 @@
-"""Registers with Airflow what its UI needs to know, where the package is installed instead of copied."""
+"""Airflow's plugin, if the package is installed by pip instead of copied."""
 
 from typing import ClassVar
 
@@ -9,7 +9,7 @@ from postgres_to_s3.links import ExportLink
 
 
 class ExportsPlugin(AirflowPlugin):
-    """The page of the exports, and the link of each export to its entry there; by the entry point `airflow.plugins`."""
+    """Registers the page, and the operator's link to it; Airflow finds it by the entry point `airflow.plugins`."""
 
     name = "postgres_to_s3"
     operator_extra_links: ClassVar = [ExportLink()]

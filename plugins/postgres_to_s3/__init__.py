@@ -1,4 +1,4 @@
-"""The Airflow side of the export: an operator, the link that it shows, and when it is retried."""
+"""The Airflow side of the export: the operator, its link, and its retry policy."""
 
 from postgres_to_s3.connections import s3_bucket
 from postgres_to_s3.links import ExportLink

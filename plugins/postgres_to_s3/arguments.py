@@ -1,4 +1,4 @@
-"""What the operator refuses before anything is read: by its own names, when the DAG is parsed wherever that can be."""
+"""Refuses wrong arguments of the operator before anything is read; if possible, when the DAG is parsed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from streaming_export import InvalidArgument
 
 _NO_FRAME = "there is no data frame in between"
-_TYPES = f"{_NO_FRAME}: cast in the query what shall have another type"
+_TYPES = f"{_NO_FRAME}: cast columns in the query to change their types"
 
-#: Arguments of `SqlToS3Operator` that this operator does not have: what to write, or why there is none.
+#: Arguments of `SqlToS3Operator` that this operator does not have: what to write instead, or why there is none.
 OLD_NAMES = {
     "sql_conn_id": "write postgres_conn_id",
     "sql_hook_params": "write libpq's options into the extra of the connection postgres_conn_id",
-    "replace": "write overwrite; overwrite=False is what replace=False was, and the default here is to replace",
-    "file_format": "every file is CSV; for Parquet or JSON stay with SqlToS3Operator",
+    "replace": "write overwrite; overwrite=False is replace=False, but the default here is to replace",
+    "file_format": "every file is CSV; for Parquet or JSON, use SqlToS3Operator",
     "max_rows_per_file": "write max_file_rows",
     "df_type": _NO_FRAME,
     "df_kwargs": f"{_NO_FRAME}: columns, mask and compression choose what the file is like",
@@ -28,7 +28,7 @@ OLD_NAMES = {
     "verify": "write it into the extra of the connection aws_conn_id",
 }
 
-#: What the engine calls the operator's arguments.
+#: The engine's names of arguments, and the operator's.
 _NAMES = {"key": "s3_key", "bucket": "s3_bucket", "mask_key": "mask_conn_id"}
 
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
@@ -38,7 +38,7 @@ _READING = ("select", "with", "values", "table")
 
 
 def check_names(given: Mapping[str, object]) -> None:
-    """Refuse arguments of `SqlToS3Operator` by what to write instead.
+    """Refuse arguments of `SqlToS3Operator`; the error says what to write instead.
 
     :raises InvalidArgument: naming the first of them.
     """
@@ -50,16 +50,16 @@ def check_names(given: Mapping[str, object]) -> None:
 def check(
     *, query: Any, parameters: Any, unique_key: Any, s3_key: Any, latest_key: Any, window: Any, rendered: bool
 ) -> None:
-    """Refuse what no run could use.
+    """Refuse arguments that no run could use.
 
-    :param rendered: False: templates may still stand for anything.
+    :param rendered: whether templates are filled in; if not, they are not checked.
     :raises InvalidArgument: naming the argument.
     """
     if parameters is not None and not isinstance(parameters, Mapping) and (rendered or not is_template(parameters)):
         kind = type(parameters).__name__
         raise InvalidArgument("parameters", kind, "a value for each name, as in {'day': …} for :day in the query")
     if unique_key is not None and not isinstance(unique_key, str):
-        allowed = "one column: composite keys are not supported; have the query give a column that is unique, or None"
+        allowed = "one column: composite keys are not supported; add a unique column to the query, or pass None"
         raise InvalidArgument("unique_key", unique_key, allowed)
     if isinstance(query, str) and (rendered or not is_template(query)):
         _check_query(query)
@@ -73,12 +73,12 @@ def check(
 
 
 def is_template(value: object) -> bool:
-    """Whether a value is text that Airflow has still to fill in."""
+    """Whether a value is a template that Airflow has not filled in yet."""
     return isinstance(value, str) and ("{{" in value or "{%" in value)
 
 
 def named(exc: InvalidArgument) -> InvalidArgument:
-    """A refusal of the engine's, by the name of the operator's argument."""
+    """An error of the engine, with the operator's name of the argument."""
     name = _NAMES.get(exc.argument)
     return exc if name is None else InvalidArgument(name, exc.value, exc.allowed)
 
@@ -86,7 +86,7 @@ def named(exc: InvalidArgument) -> InvalidArgument:
 def _check_query(query: str) -> None:
     text = _COMMENT.sub(" ", query).strip(" \n\t\r;(\ufeff")
     if text.endswith(".sql") or not text:
-        return  # a file that Airflow reads; nothing at all, which the engine refuses
+        return  # Airflow reads the file; the engine refuses an empty query
     if _NAME.fullmatch(text):
         raise InvalidArgument("query", text, f'a SELECT, such as "SELECT * FROM {text}"')
     word = re.match(r"\w*", text)

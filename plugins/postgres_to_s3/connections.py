@@ -1,4 +1,4 @@
-"""Clients of the services that Airflow's connections name."""
+"""Clients for Airflow's connections."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from streaming_export import Bucket, InvalidArgument
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-# What a connection's own extras override. libpq waits for ever for a host that does not answer, and a
-# firewall forgets a connection that is silent for minutes (PostgreSQL manual, 32.1.2 "Parameter Key Words").
+# Defaults that a connection's extras override. libpq waits forever for a host that does not answer, and a firewall may
+# drop a connection that is idle for minutes (PostgreSQL manual, 32.1.2 "Parameter Key Words").
 _LIBPQ_DEFAULTS = {"connect_timeout": 30, "keepalives_idle": 60, "keepalives_interval": 10, "keepalives_count": 6}
 
-# What the connection's ``config_kwargs`` override. `Bucket` tries again by itself, for a minute: without an answer for
-# so long, the store is given up within two minutes.
+# Defaults that the connection's ``config_kwargs`` override. `Bucket` repeats requests for a minute; with these
+# time-outs, an export ends within two minutes if the store does not answer.
 _BOTO_DEFAULTS = Config(connect_timeout=10, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 1})
 
 
 def check_connection(argument: str, conn_id: str) -> None:
-    """Refuse a connection that Airflow does not know; its AWS hook would silently take the machine's own identity.
+    """Refuse a connection that Airflow does not know: its AWS hook would silently use the machine's own credentials.
 
-    :param argument: the operator's name of it, for the error.
+    :param argument: the operator's argument, for the error.
     :raises InvalidArgument: naming the argument.
     """
     try:
         PostgresHook.get_connection(conn_id)
     except AirflowNotFoundException:
         raise InvalidArgument(
-            argument, conn_id, "Airflow has no connection of this id; add it, or correct it"
+            argument, conn_id, "Airflow has no connection with this id; add it, or correct the id"
         ) from None
 
 
@@ -51,7 +51,7 @@ def postgres_engine(conn_id: str) -> Engine:
     """
     check_connection("postgres_conn_id", conn_id)
     hook = postgres_hook(conn_id)
-    # The hook's URL leaves these out.
+    # The hook's URL does not contain these.
     extras = hook.connection.extra_dejson
     options = {name: extras[name] for name in extras.keys() - hook.ignored_extra_options}
     return hook.get_sqlalchemy_engine(
@@ -69,7 +69,7 @@ def secret(conn_id: str) -> str | None:
 def s3_bucket(conn_id: str | None, name: str, extra_args: Mapping[str, Any] | None = None) -> Bucket:
     """A bucket for an AWS connection, with its endpoint, role and ``config_kwargs``.
 
-    :param conn_id: None for the identity of the machine.
+    :param conn_id: None for the machine's own credentials.
     :param extra_args: further arguments of the S3 requests, see `Bucket`.
     :raises InvalidArgument: if Airflow does not know the connection, or an argument is not allowed.
     """

@@ -1,4 +1,4 @@
-"""What an export has read and written, for OpenLineage; imported only where its provider is installed."""
+"""What an export read and wrote, for OpenLineage; imported only if its provider is installed."""
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class ExportLink(BaseOperatorLink):
-    """The export's own entry on the page "Exports". The link holds no credentials and does not expire."""
+    """The export's entry on the page "Exports". The link contains no credentials and does not expire."""
 
     name = "Export"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """Where the export is shown; empty until it was published."""
+        """The link; empty until the export is published."""
         summary = XCom.get_value(ti_key=ti_key, key="return_value")
         return str(summary["link"]) if summary else ""

@@ -1,4 +1,4 @@
-"""Loads published exports by Airflow's connections."""
+"""Loads published exports, with Airflow's connections."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def load_published(
     aws_conn_id: str | None,
     add_columns: bool = False,
 ) -> list[dict[str, Any]]:
-    """Load every export that is published and not loaded yet: an event only says that there may be some.
+    """Load every export that is published and not loaded yet.
 
-    Airflow can lose events that come while a run goes on, so they are no list of what to load.
+    The events of the exports do not say what to load, because Airflow can lose events that arrive during a run.
 
-    :param prefixes: what the keys of the exports begin with.
-    :param only: URL of the one manifest to load, if it is not to be all that are new.
-    :returns: what `streaming_ingest.IngestResult` holds, of each.
+    :param prefixes: prefixes of the exports' keys.
+    :param only: URL of the one manifest to load, instead of all new ones.
+    :returns: the fields of `streaming_ingest.IngestResult`, for each export.
     :raises streaming_export.ExportError: see `streaming_ingest.catch_up` and `ingest`.
     """
     try:

@@ -42,52 +42,51 @@ _RETRY_BY_CAUSE = RetryByCause()
 class PostgresToS3Operator(BaseOperator):
     """Streams a Postgres query into one CSV object in S3, in flat memory.
 
-    The object is published whole and in one step, or what was there before stays. A retry is always safe.
-    Returns a summary of what was published, as XCom.
+    The object becomes visible in one step, complete, or what was there before stays. A retry is always safe. Returns a
+    summary of what was published, as XCom.
 
-    :param query: a SQLAlchemy ``Select``, or the text of a SELECT with ``:name`` parameters, or the path of a
-        file that ends in ``.sql``. (templated)
-    :param s3_bucket: bucket where the object is stored. (templated)
+    :param query: a SQLAlchemy ``Select``, the text of a SELECT with ``:name`` parameters, or the path of a file that
+        ends in ``.sql``. (templated)
+    :param s3_bucket: bucket of the object. (templated)
     :param s3_key: key of the object, with the name of the file. (templated)
     :param parameters: a value for each parameter of the query. (templated)
-    :param unique_key: column of the query that is unique and not null: it orders the file, and batches are cut
-        along it. Without it the query is read as one stream in its own order. (templated)
-    :param postgres_conn_id: the Postgres connection; its libpq options (``sslmode``, ``options``, …) and IAM
-        login are used. (templated)
-    :param aws_conn_id: the AWS connection; its endpoint, role and ``config_kwargs`` are used. (templated)
+    :param unique_key: column of the query that is unique and not null: it orders the file, and the query is read in
+        ranges of it. Without it, the query is read as one stream in its own order. (templated)
+    :param postgres_conn_id: the Postgres connection, with its libpq options (``sslmode``, ``options``, …) and IAM
+        login. (templated)
+    :param aws_conn_id: the AWS connection, with its endpoint, role and ``config_kwargs``. (templated)
     :param method: ``copy``, or ``rows`` where COPY is not available; the bytes are the same.
-    :param yield_per: rows of a batch; by default 50,000 for ``copy`` and 5,000 for ``rows``. (templated, in a DAG
-        with ``render_template_as_native_obj``)
-    :param readers: Postgres connections that read at the same time, each a range of the key. With 1, the query is read
-        as one ordered stream, and no value of a row stands in any statement.
-    :param on_empty: for a query without rows: ``header`` writes just the header, ``skip`` writes nothing and
-        marks the task skipped, ``fail`` fails it.
-    :param verify_rows: have the database count the rows of a stream in the same snapshot, and compare; turn it off for
-        queries that are too expensive to run twice. Rows that are read in ranges are counted anyway.
-    :param columns: names of the only columns in the file, in its order: what the query has beside them is never
-        exported, whatever is added to its tables.
-    :param mask: by column, what stands in the file in place of its values: ``hash``, ``redact`` or ``drop``.
-    :param mask_conn_id: a connection of any type whose password is the key of ``hash``. (templated)
-    :param spreadsheet_safe: put ``'`` before text that a spreadsheet would take for a formula; for files that people
-        open, since it changes the data.
-    :param compression: ``gzip`` or ``zstd``; adds ``.gz`` or ``.zst`` to the key. (templated)
-    :param max_file_rows: data rows of a file; more go to further files: ``…-00001.csv``, ``…-00002.csv``, …
-    :param max_file_bytes: bytes of CSV of a file, before compression; likewise.
-    :param overwrite: False: fail if an object is there already, as ``replace=False`` does in ``SqlToS3Operator``.
-    :param window: begin and end of the time whose rows the query gives, for whoever loads them; without it
-        they are taken for all rows. (templated)
-    :param wait_for_transactions: seconds to wait at most, before the snapshot is taken, until no transaction is
-        running that began before the end of `window`; rows that it commits later would be missing. None does not
-        look. (templated, in a DAG with ``render_template_as_native_obj``)
-    :param preview: log what an export would do, with a count of the rows, push it as the XCom ``preview``, write
-        nothing, and mark the task skipped. (templated, in a DAG with
+    :param yield_per: rows per batch; by default 50,000 for ``copy`` and 5,000 for ``rows``. (templated, in a DAG with
         ``render_template_as_native_obj``)
-    :param latest_key: key of a JSON document that names the newest export's manifest; moved only forward in
-        the time of the snapshot. None or empty leaves it alone. (templated)
-    :param extra_args: further arguments of the S3 requests by their boto3 names, as ``ServerSideEncryption``,
+    :param readers: Postgres connections that read at the same time, each a range of the key. With 1, the query is read
+        as one ordered stream, and no value of a row appears in SQL.
+    :param on_empty: if the query returns no rows: ``header`` writes just the header, ``skip`` writes nothing and marks
+        the task skipped, ``fail`` fails it.
+    :param verify_rows: have the database count the rows of a stream in the same snapshot, and compare; turn it off for
+        queries that are too expensive to run twice. Rows that are read in ranges are always counted.
+    :param columns: the columns of the file, in order; None: all. A column that is added to the table later is not
+        exported.
+    :param mask: column name → ``hash``, ``redact`` or ``drop``.
+    :param mask_conn_id: a connection of any type; its password is the key of ``hash``. (templated)
+    :param spreadsheet_safe: put ``'`` before text that a spreadsheet would take for a formula; it changes the data, so
+        only for files that people open.
+    :param compression: ``gzip`` or ``zstd``; adds ``.gz`` or ``.zst`` to the key. (templated)
+    :param max_file_rows: maximum data rows of a file; the files are then ``…-00001.csv``, ``…-00002.csv``, …
+    :param max_file_bytes: maximum CSV bytes of a file, before compression; likewise.
+    :param overwrite: False: fail if the object exists, as ``replace=False`` does in ``SqlToS3Operator``.
+    :param window: begin and end of the period that the query covers; the ingest then adds these rows instead of
+        replacing all. (templated)
+    :param wait_for_transactions: maximum seconds to wait, before the snapshot is taken, for transactions that began
+        before the end of `window`; rows that they commit later would be missing. None does not wait. (templated, in a
+        DAG with ``render_template_as_native_obj``)
+    :param preview: log what an export would do, with the number of rows, push it as the XCom ``preview``, write
+        nothing, and mark the task skipped. (templated, in a DAG with ``render_template_as_native_obj``)
+    :param latest_key: key of a JSON document that names the manifest of the newest export; an export with an older
+        snapshot does not change it. None or empty: no such document. (templated)
+    :param extra_args: more arguments of the S3 requests, by their boto3 names, such as ``ServerSideEncryption``,
         ``SSEKMSKeyId``, ``ACL``, ``StorageClass``, ``Metadata``.
-    :param retry_policy: by default, what may pass by itself is retried, and what somebody has to mend fails at
-        once. None retries everything.
+    :param retry_policy: by default, transient failures are retried, and all others fail at once. None retries
+        everything.
     """
 
     template_fields: Sequence[str] = (
@@ -172,22 +171,23 @@ class PostgresToS3Operator(BaseOperator):
         )
         self._check(rendered=False)
         known = {name: value for name, value in self._templated().items() if not arguments.is_template(value)}
-        dataclasses.replace(self.options, **known)  # refuses what no run could use
+        dataclasses.replace(self.options, **known)  # refuses values that no run could use
         if "hash" in self.options.mask.values() and not mask_conn_id:
-            raise InvalidArgument("mask_conn_id", mask_conn_id, "a connection whose password is the key of the hash")
+            raise InvalidArgument("mask_conn_id", mask_conn_id, "a connection whose password is the key of 'hash'")
         self._running: Export | None = None
         self._result: ExportResult | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the export.
 
-        :returns: what `streaming_export.ExportResult` holds, but of the files their number, and a link to the page.
-        :raises streaming_export.ExportError: see `streaming_export.Export.run`; its lines are in the log before.
+        :returns: the fields of `streaming_export.ExportResult`, with the number of files instead of the files, and the
+            link to the page.
+        :raises streaming_export.ExportError: see `streaming_export.Export.run`; its text is logged first.
         """
         ti = context["ti"]
         with self._reporting(ti):
             self._check(rendered=True)
-            bucket = s3_bucket(self.aws_conn_id, str(self.s3_bucket), self.extra_args)  # digits render as a number
+            bucket = s3_bucket(self.aws_conn_id, str(self.s3_bucket), self.extra_args)  # digits are rendered as an int
             export = self._running = self._export(bucket, ti)
             if self.preview:
                 found = summary.show(self.log, export.preview(), list(self.parameters or {}), self.options.overwrite)
@@ -202,12 +202,12 @@ class PostgresToS3Operator(BaseOperator):
                 f"The query returned no rows: nothing was written to s3://{self.s3_bucket}/{self.s3_key}."
             )
         summary.tell_consumers(context, self.outlets, result, self.window)
-        # The manifest names the files: there can be more than an XCom should hold.
+        # Only their number, since there can be more files than an XCom should hold; the manifest lists them.
         published = dataclasses.asdict(result) | {"files": len(result.files)}
         return {**published, "link": summary.link(result)}
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage | None:
-        """What was read and written, for Airflow's OpenLineage provider, where that is installed."""
+        """What was read and written, for Airflow's OpenLineage provider."""
         if self._result is None:
             return None
         from postgres_to_s3.lineage import lineage
@@ -235,9 +235,9 @@ class PostgresToS3Operator(BaseOperator):
             raise report(self.log, exc, **where) from None
 
     def _check(self, rendered: bool) -> None:
-        """Refuse what no run could use.
+        """Refuse arguments that no run could use.
 
-        :param rendered: False when the DAG is parsed: templates may still stand for anything.
+        :param rendered: False when the DAG is parsed: then templates are not checked.
         """
         if rendered and not isinstance(self.preview, bool):
             raise InvalidArgument("preview", self.preview, "true or false; is render_template_as_native_obj set?")
@@ -262,7 +262,7 @@ class PostgresToS3Operator(BaseOperator):
         )
 
     def _templated(self) -> dict[str, Any]:
-        """Options that are known only when the task runs."""
+        """Options that may be templates, and so are known only when the task runs."""
         return {
             "compression": self.compression or None,
             "yield_per": self.yield_per,

@@ -1,8 +1,8 @@
 """One table over several workers: one task holds a snapshot, others export its pieces, one publishes them all.
 
-Every piece looks by itself for what the holder has planned, and ends only once the holder has seen all of them
-complete on its snapshot; meanwhile it gives its slot back. So if the holder is lost and comes again, with a new
-snapshot and a new plan, each piece is exported anew, also those that were complete; and nothing of the old plan is in
+Each piece reads the holder's plan by itself, and ends only after the holder has seen all pieces
+complete on its snapshot; until then it gives its slot back. So if the holder is lost and retried, with a new
+snapshot and a new plan, each piece is exported again, even if it was complete, and nothing of the old plan is in
 the manifest.
 """
 
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 # Airflow takes a mapped task's policy from the default in the signature.
 _RETRY_BY_CAUSE = RetryByCause()
 
-PLAN = "plan"  # the XCom of it
+PLAN = "plan"  # key of the plan's XCom
 
-_LOOK_SECONDS = 2.0  # between two looks of the holder at the pieces
-_PLAN_SECONDS = 20.0  # that a piece waits for a plan in its slot, before it gives that back
-_AGAIN_SECONDS = 15.0  # after which it comes again
-# Airflow starts pieces in their order: what is complete must not take all slots with looks at what is not begun.
-_EACH_SECONDS = 5.0  # between two looks of all pieces that are complete
+_LOOK_SECONDS = 2.0  # between two checks of the pieces by the holder, or of the plan by a piece
+_PLAN_SECONDS = 20.0  # how long a piece waits for a plan before it gives its slot back
+_AGAIN_SECONDS = 15.0  # after which Airflow runs it again
+# Airflow starts pieces in their order: the checks of complete ones must not take all slots from those behind them.
+_EACH_SECONDS = 5.0  # for each complete piece, between two checks of one
 _ENDED_BADLY = {"failed", "upstream_failed", "skipped", "removed"}
 
 
@@ -52,22 +52,22 @@ def export_over_workers(
     start_timeout: int = 300,
     **export: Any,
 ) -> TaskGroup:
-    """A task group that exports one query in pieces, on whatever workers there are, as one export.
+    """A task group that exports one query in pieces, on all available workers, as one export.
 
-    All pieces are read on one snapshot. Their rows are compared with the database's own count; only then are there a
+    All pieces are read on one snapshot. Their rows are compared with the database's own count before there are a
     manifest, `latest_key` and events of the outlets. If the task that holds the snapshot is lost, the group starts
-    again by itself, as often as its ``retries`` allow.
+    again by itself, as often as the ``retries`` allow.
 
-    For a query that takes one worker half an hour or more. The holder takes a slot of its own for as long as the
-    export runs, and its snapshot keeps VACUUM from removing rows meanwhile, in the whole database.
+    Meant for a query that takes one worker half an hour or more. The holder takes a slot of its own while the
+    export runs, and its snapshot keeps VACUUM from removing dead rows, in the whole database.
 
     :param group_id: id of the group.
-    :param workers: number of pieces, of about as many rows each.
+    :param workers: number of pieces, with about the same number of rows.
     :param latest_key: as that of `PostgresToS3Operator`.
     :param outlets: assets that the export updates.
-    :param start_timeout: seconds after which the holder gives up if no piece has begun: there is no slot for any.
-    :param export: arguments of `PostgresToS3Operator`; ``unique_key`` is needed, and has to be a number, a UUID, a date
-        or a time. ``preview``, ``on_empty`` and ``overwrite`` are not available.
+    :param start_timeout: seconds after which the holder gives up if no piece has started, for lack of slots.
+    :param export: arguments of `PostgresToS3Operator`; ``unique_key`` is required, and must be a number, a UUID, a date
+        or a timestamp. ``preview``, ``on_empty`` and ``overwrite`` are not available.
     :raises InvalidArgument: if an argument is not allowed.
     """
     if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= MAX_PIECES:
@@ -111,7 +111,7 @@ class HoldSnapshot(PostgresToS3Operator):
         """Hold the snapshot; the plan is an XCom while it does.
 
         :raises streaming_export.ExportError: if the database or the store fails; its lines are in the log before.
-        :raises AirflowFailException: if a piece failed for good, or none has begun.
+        :raises AirflowFailException: if a piece failed for good, or none has started.
         """
         ti = context["ti"]
         with self._reporting(ti, "Nothing was published."), ExitStack() as stack:
@@ -123,7 +123,7 @@ class HoldSnapshot(PostgresToS3Operator):
             return {"rows": holder.plan.rows, "pieces": len(holder.plan.ranges), "link": ""}
 
     def on_kill(self) -> None:
-        """Cancel what the server runs, and let the snapshot go."""
+        """Cancel the queries on the server, and release the snapshot."""
         self._cancellation.cancel()
 
     def _holder(self, ti: Any) -> Holder:
@@ -142,11 +142,11 @@ class HoldSnapshot(PostgresToS3Operator):
         return holder
 
     def _wait_for_pieces(self, ti: Any, holder: Holder, bucket: Bucket) -> None:
-        """Return when all pieces are complete, and were so while the snapshot was held."""
+        """Return when all pieces are complete, and were complete while the snapshot was held."""
         begun, deadline, wanted = False, time.monotonic() + self.start_timeout, set(range(len(holder.plan.ranges)))
         while True:
             complete = pieces.reported(bucket, holder.plan)
-            holder.check()  # after the look: the snapshot was held until then
+            holder.check()  # afterwards: so the snapshot was held until then
             if complete == wanted:
                 self.log.info("All %d pieces are complete.", len(wanted))
                 return
@@ -159,8 +159,8 @@ class HoldSnapshot(PostgresToS3Operator):
             begun = begun or bool(complete) or "running" in states
             if not begun and time.monotonic() > deadline:
                 raise AirflowFailException(
-                    f"No piece has begun within {self.start_timeout} s: the pieces need slots beside that of this task."
-                    " Nothing was published. Add workers or slots (of the pool, too), and clear the whole group."
+                    f"No piece has started within {self.start_timeout} s: the pieces need slots besides this task's."
+                    " Nothing was published. Add workers or slots (also of the pool), and clear the whole group."
                 )
             if self._cancellation.cancelled:
                 raise cancelled()
@@ -168,7 +168,7 @@ class HoldSnapshot(PostgresToS3Operator):
 
 
 class ExportPiece(PostgresToS3Operator):
-    """Exports one piece of the holder's plan, and ends once the holder has seen all of them complete."""
+    """Exports one piece of the holder's plan, and ends after the holder has seen all pieces complete."""
 
     def __init__(
         self, *, piece: int, holder_id: str, retry_policy: RetryPolicy | None = _RETRY_BY_CAUSE, **kwargs: Any
@@ -179,9 +179,9 @@ class ExportPiece(PostgresToS3Operator):
         self._plan: Plan | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Export the piece, unless the holder's plan has it already.
+        """Export the piece, unless it is complete already.
 
-        :raises AirflowRescheduleException: to come again, while there is no plan, or other pieces are not complete.
+        :raises AirflowRescheduleException: to run again later, if there is no plan or other pieces are not complete.
         :raises AirflowFailException: if the holder failed for good.
         """
         ti = context["ti"]
@@ -222,16 +222,16 @@ class ExportPiece(PostgresToS3Operator):
     def _come_again(self, ti: Any, why: str, seconds: float = 0.0) -> None:
         if bad := sorted(_states(ti, self.holder_id) & _ENDED_BADLY):
             raise AirflowFailException(
-                f"{self.holder_id} is {bad[0]}, so this piece is of no use. Nothing was published; what was published"
+                f"{self.holder_id} is {bad[0]}, so this piece can't be used. Nothing was published; what was published"
                 " before stays. See the log of that task, and clear the whole group."
             )
         seconds = max(seconds, _AGAIN_SECONDS)
-        self.log.info("%s: giving the slot back, and coming again in %.0f s.", why, seconds)
+        self.log.info("%s: giving the slot back, and trying again in %.0f s.", why, seconds)
         raise AirflowRescheduleException(datetime.now(UTC) + timedelta(seconds=seconds))
 
 
 class PublishPieces(PostgresToS3Operator):
-    """Publishes the pieces: one manifest, the pointer, and the events of the assets."""
+    """Publishes the pieces: one manifest, the document at `latest_key`, and the events of the assets."""
 
     def __init__(self, *, holder_id: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -243,7 +243,7 @@ class PublishPieces(PostgresToS3Operator):
 
 
 class _Reported:
-    """A piece that reports its end, and that comes again when the snapshot is gone."""
+    """The export of a piece; reports its end, and runs again later if the snapshot is gone."""
 
     def __init__(self, export: Export, task: ExportPiece, ti: Any, bucket: Bucket) -> None:
         self._export, self._task, self._ti, self._bucket = export, task, ti, bucket
@@ -261,7 +261,7 @@ class _Reported:
 
 
 class _Published:
-    """What `PostgresToS3Operator` runs in place of an export."""
+    """What `PublishPieces` runs instead of an export."""
 
     def __init__(self, bucket: Bucket, plan: Plan) -> None:
         self._cancellation = Cancellation()
@@ -273,7 +273,7 @@ class _Published:
 
 
 def _place(task: PostgresToS3Operator, ti: Any) -> dict[str, Any]:
-    """What holder and pieces need alike."""
+    """Arguments that holder and pieces share."""
     return {
         "engine": postgres_engine(task.postgres_conn_id),
         "unique_key": task.unique_key,
@@ -283,6 +283,6 @@ def _place(task: PostgresToS3Operator, ti: Any) -> dict[str, Any]:
 
 
 def _states(ti: Any, task_id: str) -> set[str]:
-    """States of a task of this run, of all its instances."""
+    """The states of all instances of a task in this run."""
     found = ti.get_task_states(dag_id=ti.dag_id, task_ids=[task_id], run_ids=[ti.run_id])
     return {str(state) for of_run in found.values() for state in of_run.values() if state}

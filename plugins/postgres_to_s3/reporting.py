@@ -1,4 +1,4 @@
-"""Errors as they can be read in Airflow's log view, which wraps no line and shows the traceback first."""
+"""Formats errors for Airflow's log view, which does not wrap lines and shows the traceback first."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from streaming_export import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Characters of a line that the log view shows without scrolling.
+#: Characters per line that the log view shows without scrolling.
 LINE = 100
 
 
 def report(log: Any, exc: ExportError, *, postgres_conn_id: str | None, aws_conn_id: str | None) -> ExportError:
     """Log an error in short lines: the cause, what is published, what to do, which connection.
 
-    :returns: what to raise, without a traceback or a cause: there is nothing to debug in it.
+    :returns: the error to raise, without a traceback or a cause, since there is nothing to debug.
     """
     if isinstance(exc, InvalidArgument):
         exc = named(exc)

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class RetryByCause(RetryPolicy):
-    """Retries what may pass by itself, and fails at once what somebody has to fix first.
+    """Retries transient failures; all others fail at once, since somebody has to fix the cause first.
 
-    How often and after how long is up to the task: ``retries``, ``retry_delay``, ``retry_exponential_backoff``.
+    The task decides how often and after how long: ``retries``, ``retry_delay``, ``retry_exponential_backoff``.
     """
 
     def evaluate(
         self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
     ) -> RetryDecision:
-        """Decide by the exception; what is not ours is left to Airflow."""
+        """Decide by the exception; exceptions of other code are left to Airflow."""
         if isinstance(exception, AirflowNotFoundException):
             transient: bool | None = False
         else:
@@ -30,8 +30,8 @@ class RetryByCause(RetryPolicy):
         if transient is None:
             return RetryDecision.default()
         if transient:
-            return RetryDecision.retry(reason="This may pass by itself.")
-        return RetryDecision.fail(reason="The same would happen again: fix the cause first.")
+            return RetryDecision.retry(reason="The failure may be temporary.")
+        return RetryDecision.fail(reason="A retry would fail again: fix the cause first.")
 
     def serialize(self) -> dict[str, Any]:
         """Nothing: it has no settings."""

@@ -1,4 +1,4 @@
-"""What the operator tells of an export: metrics, events of assets, XComs, the log of a dry run."""
+"""What the operator reports about an export: metrics, asset events, XComs, the log of a dry run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from streaming_export import ExportResult, Preview
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-#: Key of the XCom of a dry run.
+#: Key of a dry run's XCom.
 PREVIEW = "preview"
 
 
 def count(result: ExportResult, tags: dict[str, str]) -> None:
-    """Count what was published, for Airflow's metrics; rows and bytes of a piece only with the whole."""
+    """Emit Airflow's metrics; rows and bytes of a piece are counted only with the whole."""
     if result.key is None or result.manifest_url:
         stats.incr("postgres_to_s3.rows", result.rows, tags=tags)
         stats.incr("postgres_to_s3.bytes", result.bytes, tags=tags)
@@ -31,7 +31,7 @@ def count(result: ExportResult, tags: dict[str, str]) -> None:
 def tell_consumers(
     context: Context, outlets: Sequence[Any], result: ExportResult, window: Sequence[str] | None
 ) -> None:
-    """Put what was published into the events of the assets that the task updates."""
+    """Put what was published into the asset events of the task."""
     for asset in outlets:
         if isinstance(asset, Asset):
             context["outlet_events"][asset].extra = {
@@ -44,7 +44,7 @@ def tell_consumers(
 
 
 def show(log: Any, found: Preview, parameters: Sequence[str], overwrite: bool) -> dict[str, Any]:
-    """Log what an export would do; returns it for programs to read."""
+    """Log what an export would do; returns it as the value of the XCom."""
     rows, size = found.rows, found.estimated_bytes
     log.info("Dry run: nothing is written.")
     log.info("SQL:\n%s", found.sql)
@@ -53,13 +53,15 @@ def show(log: Any, found: Preview, parameters: Sequence[str], overwrite: bool) -
     if rows is None:
         rows = found.estimated_rows
         log.info(
-            "About %s rows, %s bytes of CSV: the planner's estimate, for counting took too long.", f"{rows:,}", size
+            "About %s rows, %s bytes of CSV: the planner's estimate, because counting took too long.",
+            f"{rows:,}",
+            f"{size:,}",
         )
     else:
-        log.info("%s rows, counted; about %s bytes of CSV, by the planner.", f"{rows:,}", f"{size:,}")
+        log.info("%s rows (counted), about %s bytes of CSV (the planner's estimate).", f"{rows:,}", f"{size:,}")
     there = "replaces" if overwrite else "fails: there are already"
     for url, replaced in found.targets.items():
-        log.info("Would write %s, which %s.", url, f"{there} {replaced}" if replaced else "is not there yet")
+        log.info("Would write %s, which %s.", url, f"{there} {replaced}" if replaced else "does not exist yet")
     return {
         "sql": found.sql,
         "columns": list(found.columns),
@@ -71,7 +73,7 @@ def show(log: Any, found: Preview, parameters: Sequence[str], overwrite: bool) -
 
 
 def link(result: ExportResult) -> str:
-    """The export's entry on the page "Exports", below the address of Airflow's UI; empty where there is no page."""
+    """Path of the export's entry on the page "Exports", below Airflow's address; empty if the page is not installed."""
     if importlib.util.find_spec("exports_page") is None:
         return ""
     return f"plugin/exports?{urllib.parse.urlencode({'export': result.manifest_url})}"

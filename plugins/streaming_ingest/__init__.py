@@ -1,4 +1,4 @@
-"""Loads what manifests of exports name into a Postgres table: verified, each in one transaction, once."""
+"""Loads published exports into a Postgres table: verified, each once, in one transaction."""
 
 from streaming_ingest.catch_up import NotAllLoaded, catch_up
 from streaming_ingest.ingest import IngestResult, ingest

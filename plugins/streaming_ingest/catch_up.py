@@ -1,4 +1,4 @@
-"""Loads whatever is published and not loaded yet: what was lost of the events, a look at the store finds."""
+"""Loads everything that is published and not loaded yet. It looks at the store, since events can be lost."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from streaming_ingest.ingest import IngestResult, check_target, ingest
 
 log = logging.getLogger(__name__)
 
-# An export of 100,000 files has one of 60 MB; what is larger is not read into memory.
+# The manifest of an export of 100,000 files has 60 MB; a larger one is not read into memory.
 _MAX_MANIFEST_BYTES = 100 * 2**20
 
-# By which the clocks of database and store may differ. A snapshot of the future would outdate all exports to come.
+# How far the clocks of database and store may differ. A snapshot from the future would make all later exports outdated.
 _CLOCKS_DIFFER = timedelta(hours=1)
 
-_NAMED = 20  # failures by name in an error; the log has all
+_NAMED = 20  # failures that an error names; the log has all
 
 
 class NotAllLoaded(ExportError):
@@ -42,37 +42,39 @@ def catch_up(
     schema: str,
     add_columns: bool = False,
 ) -> list[IngestResult]:
-    """Load every published export below some prefixes that the table's history does not know.
+    """Load every published export below the prefixes that is not in the table's history.
 
-    Of exports of all rows, the newest comes first: those before it are outdated then. Exports of windows follow, oldest
-    snapshot first. It looks again until there is nothing new, so that what is published meanwhile is loaded, too. What
-    can't be loaded holds up nothing else. A look lists the prefixes, and reads the manifests that are not known.
+    The newest export of all rows comes first, which makes older ones outdated. Exports of windows follow, oldest
+    snapshot first. An export that can't be loaded does not keep the others from being loaded. Each round lists the
+    prefixes, and reads the manifests that are not in the history; rounds repeat until there is nothing new, so that
+    exports published meanwhile are loaded too.
 
-    :param prefixes: of keys; every manifest below them is taken for one of the table's.
-    :param bucket: likewise, see `ingest` for it and all others.
-    :returns: what became of each export that was not known.
+    The other parameters are those of `ingest`.
+
+    :param prefixes: prefixes of keys; every manifest below them must be of an export for this table.
+    :returns: the outcome of each export that was not in the history.
     :raises NotAllLoaded: at the end, naming the exports that could not be loaded.
-    :raises StoreError: if the store failed, and may work again: what was loaded stays.
-    :raises DatabaseError: likewise.
+    :raises StoreError: if the store failed transiently; what was loaded stays.
+    :raises DatabaseError: if the database failed transiently; what was loaded stays.
     """
     check_target(engine, table, schema)
     results: list[IngestResult] = []
-    look = _Look(bucket, prefixes)
-    while pending := look.pending(_known(engine, schema, table)):
+    search = _Search(bucket, prefixes)
+    while pending := search.pending(_known(engine, schema, table)):
         log.info("%s manifests are new.", f"{len(pending):,}")
         for url in pending:
-            with look.failures(url):
+            with search.failures(url):
                 result = ingest(url, engine=engine, bucket=bucket, table=table, schema=schema, add_columns=add_columns)
                 results.append(result)
-                look.again(result.load_again)
-    look.complain(len(results))
+                search.again(result.load_again)
+    search.raise_failures(len(results))
     return results
 
 
-class _Look:
-    """Looks for manifests, and keeps what it has seen of them.
+class _Search:
+    """Finds manifests; remembers which it has seen, and which could not be loaded.
 
-    :param prefixes: of keys.
+    :param prefixes: prefixes of keys.
     """
 
     def __init__(self, bucket: Bucket, prefixes: Sequence[str]) -> None:
@@ -82,9 +84,9 @@ class _Look:
         self._failed: dict[str, ExportError] = {}
 
     def pending(self, done: set[tuple[str, str]]) -> list[str]:
-        """URLs of the manifests to load, in the order to load them in.
+        """URLs of the manifests to load, in the order in which to load them.
 
-        :param done: URL and ETag of those that need no look.
+        :param done: URL and ETag of those that need not be read.
         """
         found: list[tuple[bool, float, str]] = []
         for listed in self._listed():
@@ -99,13 +101,13 @@ class _Look:
         return [url for *_, url in sorted(found)]
 
     def again(self, urls: Sequence[str]) -> None:
-        """Take windows for new whose rows an export of all rows has taken away."""
+        """Load these windows again: an export of all rows has removed their rows."""
         for url in urls:
             self._seen.pop(url, None)
 
     @contextlib.contextmanager
     def failures(self, url: str) -> Iterator[None]:
-        """Keep the error of one manifest for the end; raise what would be the error of all."""
+        """Keep an error of one manifest for the end; raise an error that all would meet."""
         self._failed.pop(url, None)
         try:
             yield
@@ -117,16 +119,18 @@ class _Look:
             log.error("%s was not loaded. %s", url, exc)
             self._failed[url] = exc
 
-    def complain(self, loaded: int) -> None:
-        """Raise the error of those that failed, if any did."""
+    def raise_failures(self, loaded: int) -> None:
+        """Raise an error that names the manifests that failed, if any did.
+
+        :param loaded: number of exports that were loaded.
+        """
         if not self._failed:
             return
         named = [f"{url}: {exc.failed}" for url, exc in self._failed.items()]
         more = [f"and {len(named) - _NAMED} more"] if len(named) > _NAMED else []
         error = NotAllLoaded(
             "\n".join([f"{len(named)} exports could not be loaded.", *named[:_NAMED], *more]),
-            "The log says of each what to do. Export again what is broken, or remove its manifest; the next run loads"
-            " what is left.",
+            "The log says what to do about each. Export it again, or remove its manifest; the next run loads the rest.",
             transient=any(exc.transient for exc in self._failed.values()),
         )
         error.during(f"All other exports are loaded, {loaded} of them by this run.", True)
@@ -140,15 +144,15 @@ class _Look:
 
 def _read(bucket: Bucket, url: str, listed: Listed) -> manifest.Manifest:
     if listed.size > _MAX_MANIFEST_BYTES:
-        raise _unusable(url, f"it has {listed.size:,} bytes, and none has more than {_MAX_MANIFEST_BYTES:,}")
+        raise _unusable(url, f"it has {listed.size:,} bytes, more than {_MAX_MANIFEST_BYTES:,}")
     read = manifest.read(bucket, url)
     if read.taken_at > listed.modified + _CLOCKS_DIFFER:
-        raise _unusable(url, f"its snapshot, of {read.taken_at}, is later than itself, of {listed.modified}")
+        raise _unusable(url, f"its snapshot ({read.taken_at}) is later than the manifest itself ({listed.modified})")
     return read
 
 
 def _unusable(url: str, why: str) -> ManifestInvalid:
-    return ManifestInvalid(f"The manifest {url} can't be used: {why}.", "Export again, which replaces it.")
+    return ManifestInvalid(f"The manifest {url} can't be used: {why}.", "Export again to replace it.")
 
 
 def _known(engine: sa.Engine, schema: str, table: str) -> set[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What the history of loads says of a table, without a manifest at hand."""
+"""What the history of loads says about a table, without a manifest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from psycopg2 import sql
 
 from streaming_ingest.table import HISTORY
 
-# Without the table its rows are missing, whatever was loaded. Histories of before there was an ETag know nothing.
+# If the table was dropped, everything has to be loaded again. A history without the ETag column can't be used either.
 _USABLE = """
     SELECT to_regclass({table}::text) IS NOT NULL AND EXISTS (
         SELECT FROM pg_attribute WHERE attrelid = to_regclass({history}::text) AND attname = 'manifest_etag')
@@ -21,7 +21,7 @@ _KNOWN = """
 
 
 def known(engine: sa.Engine, schema: str, table: str) -> set[tuple[str, str]]:
-    """URL and ETag of each manifest that was loaded, or was outdated by one that was.
+    """URL and ETag of each manifest that was loaded or outdated.
 
     :param engine: of the psycopg2 dialect, for the analytics database.
     :raises sqlalchemy.exc.DBAPIError: if the database refuses or fails.

@@ -1,4 +1,4 @@
-"""Loads what a manifest names into a Postgres table: verified, in one transaction, once."""
+"""Loads the files of a manifest into a Postgres table: verified, once, in one transaction."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from streaming_ingest.verified import VerifiedFile
 
 log = logging.getLogger(__name__)
 
-# The text in the files reads back as it was written under these settings.
+# With these settings, Postgres reads the text in the files as it was written.
 _SETTINGS = {"TimeZone": "UTC", "DateStyle": "ISO, YMD", "IntervalStyle": "iso_8601"}
 
-# A value of the primary key that is there twice, or is NULL.
+# A value of the primary key is repeated, or NULL.
 _KEY_VIOLATIONS = ("23505", "23502")
 
 Outcome = Literal["replaced", "upserted", "already_loaded", "outdated"]
@@ -33,16 +33,16 @@ Outcome = Literal["replaced", "upserted", "already_loaded", "outdated"]
 
 @dataclass(frozen=True, slots=True)
 class IngestResult:
-    """What became of a manifest.
+    """The outcome of loading a manifest.
 
     :param manifest_url: where the manifest is.
     :param table: schema and name of the table.
-    :param outcome: "replaced" all rows, "upserted" those of a window, or changed nothing: this manifest was
-        "already_loaded", or is "outdated", since a later snapshot of the same rows was loaded before.
-    :param rows: that the manifest has.
+    :param outcome: "replaced" all rows, "upserted" those of a window, or nothing changed: the manifest was
+        "already_loaded", or is "outdated", because a later snapshot of the same rows was loaded before.
+    :param rows: number of rows of the manifest.
     :param seconds: from the call to the end of the transaction.
-    :param load_again: manifests of windows that are missing in the table, since an export of all rows with an earlier
-        snapshot was loaded after them.
+    :param load_again: manifests of windows whose rows are missing from the table, because an export of all rows with an
+        earlier snapshot was loaded after them.
     """
 
     manifest_url: str
@@ -67,19 +67,19 @@ def ingest(
     schema: str,
     add_columns: bool = False,
 ) -> IngestResult:
-    """Load exactly the objects of a manifest into a table; all of them, or nothing changes.
+    """Load exactly the objects of a manifest into a table: all of them, or nothing changes.
 
-    An export of all rows replaces the table's rows; one of a window is put in by its unique key. The load
-    is recorded in ``load_history`` in the same transaction, so that a second call changes nothing.
-    Schema, table and history are created when they are missing. Loads into the same table wait for each other.
+    An export of all rows replaces the table's rows; one of a window is upserted by its unique key. The load is recorded
+    in ``load_history`` in the same transaction, so that a second call changes nothing. Schema, table and history are
+    created if they do not exist. Loads into the same table wait for each other.
 
     :param manifest_url: ``s3://`` URL of the manifest.
     :param engine: engine of the psycopg2 dialect, for the analytics database; PostgreSQL 15 or newer.
-    :param bucket: the only one in which the manifest and its objects may be; for objects that are encrypted by a
-        customer's key, with that key among its extra arguments.
+    :param bucket: the only bucket that may hold the manifest and its objects. If the objects are encrypted with your
+        own key, its extra arguments must have that key.
     :param table: name of the table.
     :param schema: the table's schema.
-    :param add_columns: add columns that the export has and the table has not, instead of failing.
+    :param add_columns: add new columns of the export to the table, instead of failing.
     :raises InvalidArgument: if an argument is not allowed.
     :raises ManifestError: if the manifest is missing, invalid, too new, or names another bucket; or if an object is no
         longer the one that it describes.
@@ -105,7 +105,7 @@ def ingest(
 
 
 def check_target(engine: sa.Engine, table: str, schema: str) -> None:
-    """Refuse what can't be loaded into.
+    """Refuse an engine or a table that can't be the target of a load.
 
     :raises InvalidArgument: naming the argument.
     """
@@ -116,7 +116,7 @@ def check_target(engine: sa.Engine, table: str, schema: str) -> None:
         if not is_identifier(value):
             raise InvalidArgument(name, value, "a name of 1 to 63 bytes")
     if table == HISTORY:
-        raise InvalidArgument("table", table, "any other name; this is the table of loads")
+        raise InvalidArgument("table", table, "any other name; this is the history of loads")
 
 
 def _table(connection: sa.Connection, schema: str, table: str, manifest: Manifest) -> Table:
@@ -127,11 +127,11 @@ def _table(connection: sa.Connection, schema: str, table: str, manifest: Manifes
 
 
 def _load(target: Table, bucket: Bucket, add_columns: bool) -> Outcome:
-    """Everything that happens in the one transaction."""
+    """Load, in the one transaction."""
     manifest = target.manifest
     if manifest.window and manifest.unique_key is None:
         raise ManifestInvalid(
-            f"{manifest.url} holds the rows of a window, and names no unique key to put them in by.",
+            f"{manifest.url} has the rows of a window but no unique key, so they can't be upserted.",
             "Export with unique_key.",
         )
     target.lock()
@@ -143,7 +143,7 @@ def _load(target: Table, bucket: Bucket, add_columns: bool) -> Outcome:
     if target.is_outdated():
         target.record("outdated")
         return "outdated"
-    # Not before: an old event must not fail for columns that were added after it.
+    # Not earlier: an outdated export must not fail because of columns that were added later.
     target.match_columns(add_columns)
     target.create_staging()
     _stage(target, bucket)
@@ -164,7 +164,7 @@ def _stage(target: Table, bucket: Bucket) -> None:
         except psycopg2.Error:
             if content.error:
                 raise content.error from None
-            # What Postgres can't read may not be what was exported: that is the error to report then.
+            # If Postgres can't read the file, it may not be what was exported: then that is the error to report.
             content.verify()
             raise
         content.verify()
@@ -175,7 +175,7 @@ def _stage(target: Table, bucket: Bucket) -> None:
 def _compare(what: str, loaded: int, listed: int) -> None:
     if loaded != listed:
         raise VerificationError(
-            f"Postgres got {loaded:,} rows of {what}, and the manifest lists {listed:,}.", "Export again."
+            f"Postgres loaded {loaded:,} rows of {what}, but the manifest lists {listed:,}.", "Export again."
         )
 
 
@@ -184,11 +184,11 @@ def _translated(read: Manifest) -> Iterator[None]:
     try:
         yield
     except (sa.exc.DBAPIError, psycopg2.Error) as exc:
-        # Not `from exc`: its text may hold values of rows.
+        # Not `from exc`: its text may contain values of rows.
         error = database_error(f"loading {read.url}", exc)
         if error.sqlstate in _KEY_VIOLATIONS:
             error.remedy = (
-                f"The export has a value of unique_key={read.unique_key!r} twice, or NULL: correct the query of"
+                f"unique_key={read.unique_key!r} has a repeated value or NULL in this export. Correct the query of"
                 f" {read.run.get('dag')}.{read.run.get('task')}, and export again."
             )
         raise error from None

@@ -1,4 +1,4 @@
-"""The table that exports are loaded into, and the history of its loads. SQL, and nothing of S3."""
+"""The table that exports are loaded into, and the history of its loads: SQL only, independent of S3."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from psycopg2 import sql
 from streaming_export.errors import ExportError
 from streaming_export.manifest import Manifest
 
-#: The table of loads, in the schema of the tables.
+#: The history of loads, a table in the same schema.
 HISTORY = "load_history"
 
-# Types that every Postgres has and that read back what the file holds. Nothing else of a manifest gets
-# into a statement unquoted: arrays are JSON in the file and become jsonb, and whatever is not listed becomes
-# text: enums, composites, types of extensions, money, whose text depends on the server's locale, and xml, which
-# not every server was built to read. (A column of a domain is exported as one of its base type.)
+# Types that every Postgres has, and that can read the text in the file. Only these names get into a statement unquoted.
+# Arrays are JSON in the file and become jsonb. All other types become text: enums, composites, types of extensions,
+# money, whose text depends on the server's locale, and xml, which some servers are built without. (A column of a domain
+# is exported with its base type.)
 _SAME_TYPES = {
     *("smallint", "integer", "bigint", "numeric", "real", "double precision", "oid"),
     *("boolean", "text", "character varying", "name", "uuid", "json", "jsonb", "bytea", "bit varying"),
@@ -28,7 +28,7 @@ _SAME_TYPES = {
     *("int4multirange", "int8multirange", "nummultirange", "tsmultirange", "tstzmultirange", "datemultirange"),
 }
 
-# The manifest gives no length, and these names without one mean the length 1.
+# The manifest has no length, and without one these names mean the length 1.
 _TYPES_WITHOUT_LENGTH = {"character": "bpchar", "bit": "bit varying"}
 
 _STAGING = sql.Identifier("pg_temp", "export_staging")
@@ -39,7 +39,7 @@ class ColumnsChanged(ExportError):
 
 
 def loaded_type(exported: str) -> str:
-    """The type of the column into which a column of this type, as ``format_type()`` writes it, is loaded."""
+    """The type of the table's column for an exported type, as ``format_type()`` writes it."""
     if exported.endswith("[]"):
         return "jsonb"
     exported = _TYPES_WITHOUT_LENGTH.get(exported, exported)
@@ -48,7 +48,7 @@ def loaded_type(exported: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The table of one manifest's rows; every method runs in the caller's transaction.
+    """The target table of one manifest; every method runs in the caller's transaction.
 
     :param cursor: a psycopg2 cursor.
     """
@@ -59,19 +59,19 @@ class Table:
     manifest: Manifest
 
     def lock(self) -> None:
-        """Wait for any other load into this table; the lock goes with the transaction."""
+        """Wait for any other load into this table; the end of the transaction releases the lock."""
         self._run("SELECT pg_advisory_xact_lock(hashtextextended({name}, 0))", name=sql.Literal(self._name))
 
     def create_history(self) -> None:
         """Create the schema and the history unless they exist."""
-        # IF NOT EXISTS would demand the right to create even where there is nothing to create.
+        # CREATE … IF NOT EXISTS needs the privilege to create, even if there is nothing to create.
         complete = (
             "SELECT EXISTS (SELECT FROM pg_attribute"
             " WHERE attrelid = to_regclass({history}::text) AND attname = 'manifest_etag')"
         )
         if self._ask(complete, history=self._text(self._history)):
             return
-        # One at a time: IF NOT EXISTS fails when another session creates the same at the same time.
+        # One session at a time: IF NOT EXISTS fails if two create the same at once.
         self._run("SELECT pg_advisory_xact_lock(hashtextextended({schema}, 1))", schema=sql.Literal(self.schema))
         if not self._ask("SELECT to_regnamespace(quote_ident({schema}))", schema=sql.Literal(self.schema)):
             self._run("CREATE SCHEMA {schema}", schema=sql.Identifier(self.schema))
@@ -118,15 +118,15 @@ class Table:
             key = sql.Identifier(self.manifest.unique_key)
             definitions = sql.SQL("{}, PRIMARY KEY ({})").format(definitions, key)
         self._run("CREATE TABLE {table} ({definitions})", table=self._table, definitions=definitions)
-        # Whoever dropped the table wants its rows back; what was loaded into it went with it.
+        # The history of a dropped table no longer applies: everything has to be loaded again.
         self._run(
             "DELETE FROM {history} WHERE table_name = {table}", history=self._history, table=sql.Literal(self.table)
         )
 
     def match_columns(self, add_columns: bool) -> None:
-        """Make sure that the columns of the table are those of the export.
+        """Check that the columns of the table are those of the export; add new ones if allowed.
 
-        :raises ColumnsChanged: if they are not, and adding some is not allowed or not enough.
+        :raises ColumnsChanged: if they differ otherwise.
         """
         found, wanted = self._columns(), self._wanted()
         added = [name for name in wanted if name not in found]
@@ -139,7 +139,7 @@ class Table:
             self._run("ALTER TABLE {table} ADD COLUMN {column}", table=self._table, column=column)
 
     def create_staging(self) -> None:
-        """Create the table that the files are copied into, gone with the transaction."""
+        """Create the temporary table that the files are copied into, until the end of the transaction."""
         self._run(
             "CREATE TEMPORARY TABLE export_staging ({columns}) ON COMMIT DROP",
             columns=self._definitions(self._wanted()),
@@ -152,16 +152,16 @@ class Table:
         return int(self.cursor.rowcount)
 
     def replace(self) -> int:
-        """Put the rows of staging in place of all rows; returns their number."""
-        # Not TRUNCATE: it would make readers wait, and those with an older snapshot see an empty table.
+        """Replace all rows by those of staging; returns their number."""
+        # Not TRUNCATE: readers would wait for it, and those with an older snapshot would see an empty table.
         self._run("DELETE FROM {table}", table=self._table)
         return self._insert()
 
     def upsert(self) -> int:
-        """Put each row of staging in the place of the row with its unique key; returns their number."""
+        """Upsert the rows of staging by their unique key; returns their number."""
         key = self.manifest.unique_key
         assert key is not None
-        # A table of nothing but its key sets that, since DO NOTHING would not count the row.
+        # If the key is the only column, set the key: DO NOTHING would not count the row.
         others = [name for name, _ in self.manifest.columns if name != key] or [key]
         settings = [sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in others]
         return self._insert(
@@ -183,7 +183,7 @@ class Table:
         )
 
     def found_again(self) -> None:
-        """Note where the manifest, which was loaded before, was found this time: it need not be read again."""
+        """Record the new URL and ETag of a manifest that was loaded before, so that it is not read again."""
         self._run(
             "UPDATE {history} SET manifest_url = {url}, manifest_etag = {etag}"
             " WHERE table_name = {table} AND manifest_sha256 = {sha256}",
@@ -195,7 +195,7 @@ class Table:
         )
 
     def supersede_windows(self) -> None:
-        """Note that this export of all rows has taken away what windows of later snapshots had added."""
+        """Record that this export of all rows removed the rows of windows with later snapshots."""
         self._run(
             "UPDATE {history} SET mode = 'superseded'"
             " WHERE table_name = {table} AND mode = 'upserted' AND snapshot_taken_at > {taken_at}",
@@ -205,7 +205,7 @@ class Table:
         )
 
     def superseded_windows(self) -> list[str]:
-        """Manifests of the windows whose rows are missing because of that, in the order of their snapshots."""
+        """Manifests of the windows whose rows are missing for that reason, in the order of their snapshots."""
         urls: list[str] = self._ask(
             "SELECT coalesce(array_agg(manifest_url ORDER BY snapshot_taken_at), ARRAY[]::text[]) FROM {history} AS h"
             " WHERE table_name = {table} AND mode = 'superseded' AND NOT EXISTS ("
@@ -258,7 +258,7 @@ class Table:
         advice = "Load with add_columns to add the new ones" if not removed and not changed else "Alter the table"
         return ColumnsChanged(
             f"The columns of {self._name} and of the export {self.manifest.url} differ: {'; '.join(parts)}.",
-            f"{advice}, or drop it: the next load makes it anew.",
+            f"{advice}, or drop it: the next load creates it again.",
         )
 
     def _insert(self, on_conflict: Any = sql.SQL("")) -> int:  # noqa: B008 - it never changes
@@ -296,5 +296,5 @@ class Table:
         return self.cursor.fetchone()[0]
 
     def _run(self, statement: str, **parts: Any) -> None:
-        # Composed, not bound: a % in a quoted name would be taken for a parameter.
+        # Composed, not bound: psycopg2 would take a % in a quoted name for a parameter.
         self.cursor.execute(sql.SQL(statement).format(**parts))

@@ -1,4 +1,4 @@
-"""Reads an object as it streams, and makes sure that it is the one that the manifest describes."""
+"""Streams an object, and checks that it is the one that the manifest describes."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from streaming_export.manifest import File
 from streaming_export.s3.bucket import Bucket
 from streaming_export.s3.codes import GONE, REFUSED, store_error
 
-_READ_BYTES = 2**18  # few enough to stay in a processor's cache, enough to make the calls cheap
+_READ_BYTES = 2**18  # small enough for a CPU's cache, large enough to make the calls cheap
 
-# Memory that a zstd file may ask a reader for (RFC 8878, 3.1.1.1.2: decoders should support 8 MB).
+# Memory that a zstd file may require (RFC 8878, 3.1.1.1.2: decoders should support 8 MB).
 _ZSTD_WINDOW_BYTES = 2**23
 
 
-# What the decompressors raise. (Any, since the stubs of isal take its class for an instance.)
+# The errors of the decompressors. (Any, because isal's stubs declare its class as an instance.)
 _DAMAGE: tuple[Any, ...] = (isal_zlib.IsalError, zstandard.ZstdError, OSError, EOFError)
 
 
 class VerifiedFile:
-    """The decompressed content of an object, with ``read(size)``; remembers why it could not be read.
+    """The decompressed content of an object, with ``read(size)``.
 
-    What a `read` inside COPY raises, the driver turns into an error of its own: it is kept in `error`.
+    During COPY, the driver replaces an exception of `read` by one of its own, so `error` keeps the original.
 
     :param bucket: where the object is.
-    :param file: what the manifest says about it.
+    :param file: its entry in the manifest.
     :param compression: None, "gzip" or "zstd".
     """
 
@@ -40,7 +40,7 @@ class VerifiedFile:
         self.error: BaseException | None = None
 
     def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes; none at the end."""
+        """At most `size` bytes; b"" at the end."""
         try:
             return cast(bytes, self._content.read(size))
         except ExportError as exc:
@@ -52,7 +52,7 @@ class VerifiedFile:
         raise self.error
 
     def verify(self) -> None:
-        """Read what is left of the object, and compare it with the manifest.
+        """Read the rest of the object, and compare it with the manifest.
 
         :raises ObjectChanged: if size or checksum differ.
         :raises StoreError: if the store failed.
@@ -63,7 +63,7 @@ class VerifiedFile:
 
 
 class _Object:
-    """The bytes of an object as they are stored; file enough for the decompressors."""
+    """The bytes of an object as they are stored; enough of a file for the decompressors."""
 
     def __init__(self, bucket: Bucket, file: File) -> None:
         self._file = file
@@ -95,12 +95,12 @@ class _Object:
     def changed(self, why: str) -> ObjectChanged:
         return ObjectChanged(
             f"{self._url} is not the object that the manifest describes: {why}.",
-            "A newer export has a manifest of its own, which a retry reads; otherwise export again.",
+            "Retry: if a newer export replaced it, its manifest is read then. Otherwise export again.",
         )
 
     def _open(self, bucket: Bucket) -> Any:
         try:
-            # A store that ignores the condition is found out by the checksum.
+            # If the store ignores the condition, the checksum differs.
             return bucket.open(self._file.key, self._file.etag or None)
         except StoreError as exc:
             if exc.code in REFUSED:
@@ -111,7 +111,7 @@ class _Object:
 
 
 def _decompressed(source: Any, compression: str | None) -> Any:
-    """A file-like object that never gives more than it is asked for, however well the file is compressed."""
+    """A file-like object that never returns more than the requested size, however well the file is compressed."""
     if compression == "gzip":
         return igzip.IGzipFile(fileobj=source, mode="rb")  # type: ignore[no-untyped-call]
     if compression == "zstd":

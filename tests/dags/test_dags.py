@@ -130,7 +130,7 @@ def test_a_dry_run_of_the_form_as_it_is(orders_export: Any, client: Any, capsys:
         "export_orders": "skipped",
         "export_selection": "skipped",
     }
-    assert "Would write s3://exports/orders/orders-20261107.csv, which is not there yet." in capsys.readouterr().out
+    assert "Would write s3://exports/orders/orders-20261107.csv, which does not exist yet." in capsys.readouterr().out
     assert keys(client, services.BUCKET) == []
 
 
@@ -231,7 +231,7 @@ def test_a_dry_run(orders_export: Any, client: Any, capsys: pytest.CaptureFixtur
     log = capsys.readouterr().out
     assert "SELECT orders.id" in log
     assert f"Would write s3://exports/orders/manual/{run.run_id}/orders-" in log
-    assert " rows, counted; about " in log
+    assert " rows (counted), about " in log
 
 
 def test_refused_parameters_write_nothing(orders_export: Any, client: Any) -> None:

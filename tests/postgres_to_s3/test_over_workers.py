@@ -230,8 +230,8 @@ def test_one_slot(run: Run, client: Any, bucket: str) -> None:
     assert time.monotonic() - started < 10
     assert {task.state for task in ran.tasks} == {"failed", "upstream_failed"}
     (error,) = ran.of("hold_snapshot")[0].errors
-    assert str(error).startswith("No piece has begun within 1 s: the pieces need slots beside that of this task.")
-    assert "hold_snapshot is failed, so this piece is of no use" in str(ran.of("export_piece")[0].errors[-1])
+    assert str(error).startswith("No piece has started within 1 s: the pieces need slots besides this task's.")
+    assert "hold_snapshot is failed, so this piece can't be used" in str(ran.of("export_piece")[0].errors[-1])
     assert keys(client, bucket) == []
 
 

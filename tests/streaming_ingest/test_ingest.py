@@ -445,7 +445,7 @@ def test_rows_are_counted_by_file(publish: Publish, load: Load, edit: Callable[.
     """A total that is right does not excuse files that are not."""
     result = publish(max_file_rows=2)
     edit(lambda document: [file.update(rows=3 - file["rows"]) for file in document["files"]])
-    with pytest.raises(VerificationError, match=r"items-00001\.csv, and the manifest lists 1"):
+    with pytest.raises(VerificationError, match=r"items-00001\.csv, but the manifest lists 1"):
         load(result)
 
 
