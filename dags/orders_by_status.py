@@ -1,12 +1,12 @@
 """
 ### orders_by_status
 
-**Healthy** if the last run is green. Nothing here depends on it.
+**Healthy** if the last run is green. No other DAG depends on it.
 
-Orders and revenue of each day by status: an export of a query in a file, `orders_by_status.sql`, with parameters.
+Exports the orders and revenue of each day by status. The query is in a file with parameters, `orders_by_status.sql`.
 
-Writes `s3://{bucket}/{prefix}/by-status/orders-by-status-YYYYMMDD.csv` at 03:00 UTC, of the day before. When it
-fails, the error in the task's log says what to do; running it twice is always safe.
+Writes `s3://{bucket}/{prefix}/by-status/orders-by-status-YYYYMMDD.csv` for the day before, at 03:00 UTC. If it fails,
+the error in the task's log says what to do. It is always safe to run it again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
--- Rows of one day by status, and what they add up to. The names are those of plugins/orders/models.py.
+-- The number of rows of one day by status, and their sum. The names come from plugins/orders/models.py.
 SELECT {{ sql.status }}, count(*) AS orders{% if sql.amount %}, sum({{ sql.amount }}) AS {{ sql.amount }}{% endif %}
 
 FROM {{ sql.table }}

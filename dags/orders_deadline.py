@@ -1,15 +1,15 @@
 """
 ### orders_deadline
 
-**Healthy** if green: last night's exports are published. Red means that somebody has to look at the exports, not here.
+**Healthy** if green: last night's exports are published. If red, look at the exports, not at this DAG.
 
-Looks at 04:00 UTC whether last night's exports of the orders are published, and tells somebody if they are not.
+Checks at 04:00 UTC whether last night's exports of the orders are published, and alerts if they are not.
 
-It looks for the manifests in the bucket, not at the state of runs: so it also notices a run that was never started. If
-one is missing, the task fails, and its `on_failure_callback` is called: `orders.alerts.tell` logs an error. Put the
-notifier of your pager, of Slack or of e-mail in its place.
+It looks for the manifests in the bucket, not at the state of runs, so it also notices a run that never started. If a
+manifest is missing, the task fails, and Airflow calls its `on_failure_callback`, `orders.alerts.tell`, which logs an
+error. Replace it by a notifier for your pager, Slack or e-mail.
 
-**When it fails.** The log names what is missing. Look at the runs of `orders_export` and `orders_export_daily`; once
+**When it fails.** The log names what is missing. Look at the runs of `orders_export` and `orders_export_daily`. Once
 they have succeeded, nothing is left to do here.
 """
 
@@ -28,14 +28,14 @@ from postgres_to_s3 import RetryByCause, s3_bucket
 
 with DAG(
     dag_id="orders_deadline",
-    description="Tells somebody if the exports of the night are not there by 04:00 UTC",
+    description="Alerts if the exports of the night are not published by 04:00 UTC",
     schedule=CronDataIntervalTimetable("0 4 * * *", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
     max_active_runs=1,
-    # To be switched on with the exports: before their first night it would be right to complain.
+    # Unpause it after the first night of exports: before, it would fail.
     is_paused_upon_creation=True,
-    # For a store that does not answer at once; what is not published is told without a retry.
+    # Retries are for a store that does not answer; a missing export fails without a retry.
     default_args={"retries": 2, "retry_delay": timedelta(minutes=1), "retry_exponential_backoff": 2.0},
     user_defined_macros={"day_of": day_of},
     doc_md=__doc__,

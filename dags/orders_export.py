@@ -1,8 +1,8 @@
 """
 ### orders_export
 
-**Healthy** if `{prefix}/orders-YYYYMMDD.csv.manifest.json` of today is there by 04:00 UTC. A red run has left
-yesterday's files as they were.
+**Healthy** if today's `{prefix}/orders-YYYYMMDD.csv.manifest.json` exists by 04:00 UTC. A red run leaves yesterday's
+files unchanged.
 
 Streams all orders from Postgres into one CSV file in object storage, every night at 02:00 UTC.
 
@@ -11,24 +11,24 @@ Streams all orders from Postgres into one CSV file in object storage, every nigh
 | reads | table `orders`, connection `orders_db` |
 | writes | `s3://{bucket}/{prefix}/orders-YYYYMMDD.csv`, connection `exports_s3` |
 | manifest | `….csv.manifest.json` beside the file: columns, rows, checksums; written last |
-| newest | `s3://{bucket}/{prefix}/latest.json` names the newest manifest; runs by hand leave it alone |
+| newest | `s3://{bucket}/{prefix}/latest.json` names the newest manifest; runs triggered by hand do not change it |
 | read by | `orders_ingest`, through the asset `orders_export` |
 | date in the name | the day (UTC) on which the run's data interval ends: today, for a nightly run |
 | bucket | Airflow Variable `orders_export_bucket`, default `exports` |
 | prefix | Airflow Variable `orders_export_prefix`, default `orders` |
-| deadline | 04:00 UTC: `orders_deadline` tells somebody if the file is not published |
+| deadline | 04:00 UTC: `orders_deadline` alerts if the file is not published |
 
-**By hand.** With the form as it is, a run exports what the nightly run does, under the same name. If another run has
-published that already, or if anything is changed in the form, the file goes to
-`{prefix}/manual/{run id}/orders-YYYYMMDD.csv`, which moves no pointer and starts no ingest. *Dry run* does neither: the
-log of the skipped task shows the SQL, the number of rows, and what would be replaced.
+**By hand.** If the form is unchanged, a run exports what the nightly run does, under the same name. If another run has
+published that file already, or the form is changed, the file goes to `{prefix}/manual/{run id}/orders-YYYYMMDD.csv`.
+Such a file does not update `latest.json`, and is not ingested. *Dry run* writes nothing: the log of the skipped task
+shows the SQL, the number of rows, and what would be replaced.
 
-**When it fails.** The file of that day is either whole or still what it was before: nothing half-written is
-ever visible. The error in the task's log says what happened and what to do. The task retries by itself
-three times where that can help; to run it again later, clear it. Running it twice is always safe.
+**When it fails.** The file of that day is either complete or unchanged; nothing half-written is ever visible. The error
+in the task's log says what happened and what to do. The task retries three times where that can help. To run it again
+later, clear it; that is always safe.
 
-**When it is slow.** The log shows rows, bytes and rows/s every 10 seconds. In Postgres, `pg_stat_activity` shows
-its connections with `application_name` beginning `airflow orders_export`.
+**When it is slow.** The log shows rows, bytes and rows/s every 10 seconds. In `pg_stat_activity`, the
+`application_name` of its connections begins with `airflow orders_export`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ with DAG(
 
     @task.branch(task_id="choose_export", retry_policy=RetryByCause())
     def choose_export(bucket: str, key: str, params: Any = None, dag_run: Any = None) -> str:
-        """Check the form, and choose the task that does what it asks for."""
+        """Check the form, and choose the task to run."""
         return choose_task(params, dag_run, s3_bucket("exports_s3", str(bucket)), str(key))
 
     export_orders = PostgresToS3Operator(

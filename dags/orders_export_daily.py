@@ -1,28 +1,28 @@
 """
 ### orders_export_daily
 
-**Healthy** if the manifest of yesterday is there by 04:00 UTC. Before that, a run that is still waiting for
-transactions is healthy too.
+**Healthy** if yesterday's manifest exists by 04:00 UTC. Until then, a run that is waiting for transactions is healthy
+too.
 
-Exports the orders that were created on a day, UTC midnight to midnight, into a file of its own, every day.
+Exports the orders that were created on one day (UTC), into one file, every day.
 
 | | |
 |---|---|
 | reads | table `orders`, connection `orders_db` |
 | writes | `s3://{bucket}/{prefix}/daily/dt=YYYY-MM-DD/orders-YYYYMMDD.csv`, connection `exports_s3` |
 | manifest | `….csv.manifest.json` beside the file, with the day as its window |
-| read by | `orders_ingest`, through the asset `orders_export_daily`; it puts the orders in by their id |
+| read by | `orders_ingest`, through the asset `orders_export_daily`; it upserts the orders by their id |
 | the past | `airflow backfill create --dag-id orders_export_daily --from-date 2026-10-01 --to-date 2026-10-31` |
 | bucket, prefix | Airflow Variables, as for `orders_export` |
 | wait | Airflow Variable `orders_export_wait_seconds`, default 3600 |
-| deadline | 04:00 UTC: `orders_deadline` tells somebody if the file of yesterday is not published |
+| deadline | 04:00 UTC: `orders_deadline` alerts if yesterday's file is not published |
 
-**No order is skipped.** An order has the time at which its transaction began, but nobody else sees it before that
-commits. So a run first waits until no transaction is running that began before the end of the day; the log names
-them. If they do not end in time, the run fails, publishes nothing, and retries. To see the transactions of other roles,
-the role needs `pg_read_all_stats`; what it could not see is in the log and in the manifest.
+**No order is skipped.** `created_at` is the time at which a transaction began, but others see the order only after the
+commit. So a run first waits for all transactions that began before the end of the day; the log names them. If they do
+not end in time, the run fails, publishes nothing, and retries. To see the transactions of other roles, the role needs
+`pg_read_all_stats`; what it could not see is in the log and in the manifest.
 
-**A run again** of a day replaces the file of that day. Days can be run in any order, several at a time.
+**Running a day again** replaces its file. Days can run in any order, several at a time.
 """
 
 from __future__ import annotations

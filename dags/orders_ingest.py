@@ -7,25 +7,24 @@ Loads each published export of the orders into the analytics database, exactly a
 
 | | |
 |---|---|
-| starts | by itself, when `orders_export` or `orders_export_daily` has published, and each hour |
-| loads | what is published under `{prefix}/orders-` and `{prefix}/daily/` and not loaded yet; selections are not |
-| reads | the manifests and the files that they name, in the bucket of the exports, connection `exports_s3` |
-| writes | table `analytics.orders`, connection `analytics_db`; created by the first load |
+| starts | when `orders_export` or `orders_export_daily` has published, and each hour |
+| loads | what is published under `{prefix}/orders-` and `{prefix}/daily/` and not loaded yet; no selections |
+| reads | the manifests, and the files that they name, in the bucket of the exports, connection `exports_s3` |
+| writes | table `analytics.orders`, connection `analytics_db`; the first load creates it |
 | bucket | Airflow Variable `orders_export_bucket`, default `exports`; no other bucket is read |
-| history | table `analytics.load_history`: each manifest that was loaded, or was outdated, and when |
-| trigger by hand | the same; `{"manifest_url": "s3://exports/orders/….csv.manifest.json"}` loads that one alone |
-| new columns | `{"add_columns": true}` adds those that an export has and the table has not |
+| history | table `analytics.load_history`: each manifest that was loaded or outdated, and when |
+| trigger by hand | the same; `{"manifest_url": "s3://exports/orders/….csv.manifest.json"}` loads only that one |
+| new columns | `{"add_columns": true}` adds new columns of the export to the table |
 
-**An event is a doorbell.** Airflow can lose events that come while a run goes on. So a run loads what the bucket has
-and the history has not, whatever its events tell of, and looks again before it ends.
+**Lost events do not matter.** Airflow can lose events that arrive during a run. So each run loads everything that is in
+the bucket and not in the history, and looks again before it ends.
 
-**When it fails.** An export is loaded in one transaction, or not at all. One that can't be loaded does not hold up the
-others: the run loads them, and fails at its end, naming those that it could not. The error in the task's log says
-what happened and what to do. The task retries by itself three times where that can help; to run it again later, clear
-it. Running it twice is always safe: what the history has is not loaded again.
+**When it fails.** Each export is loaded in one transaction, or not at all. If one can't be loaded, the run loads the
+others, and fails at the end, naming it. The error in the task's log says what happened and what to do. The task retries
+three times where that can help. To run it again later, clear it; that is always safe, since nothing is loaded twice.
 
-**When nothing changes.** The history says why: an export is `outdated` if a later snapshot was loaded before. To have
-all that is published loaded again, drop the table and trigger by hand.
+**When nothing changes.** The history says why: an export is `outdated` if a later snapshot was loaded before. To load
+everything again, drop the table and trigger the DAG by hand.
 """
 
 from __future__ import annotations
@@ -61,11 +60,9 @@ with DAG(
             None,
             type=["null", "string"],
             pattern="^s3://[^/]+/.+$",
-            description="The one manifest to load, when triggered by hand: s3://bucket/key; none: all that are new",
+            description="The one manifest to load, s3://bucket/key; none: all that are new",
         ),
-        "add_columns": Param(
-            False, type="boolean", description="Add columns that the export has and the table has not"
-        ),
+        "add_columns": Param(False, type="boolean", description="Add new columns of the export to the table"),
     },
     doc_md=__doc__,
     tags=["orders", "ingest"],
@@ -73,7 +70,7 @@ with DAG(
 
     @task(task_id="load_orders", retry_policy=RetryByCause())
     def load_orders(bucket: str, prefixes: list[str], params: Any = None) -> list[dict[str, Any]]:
-        """Load what is published and not loaded yet, or the one manifest that was asked for."""
+        """Load what is published and not loaded yet, or the one manifest of the form."""
         return load_published(
             prefixes,
             only=params["manifest_url"],

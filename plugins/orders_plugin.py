@@ -1,4 +1,4 @@
-"""Registers with Airflow what its UI needs to know; the only file here that the plugin loader runs."""
+"""Airflow's plugin for the UI; the only file here that the plugin loader runs."""
 
 from typing import ClassVar
 
@@ -9,7 +9,7 @@ from postgres_to_s3 import ExportLink
 
 
 class OrdersPlugin(AirflowPlugin):
-    """The page of the exports with `orders.csv`, and the link of each export to its entry there."""
+    """Registers the page "Exports" with `orders.csv`, and the link of each export to its entry there."""
 
     name = "orders"
     operator_extra_links: ClassVar = [ExportLink()]

@@ -1,6 +1,6 @@
 """The page "Exports" in Airflow's UI, and the downloads: what a plugin of Airflow's registers.
 
-Every program of Airflow's loads plugins, and only the api-server serves this: the app is imported with its first
+Every program of Airflow loads the plugins, but only the api-server serves this: the app is imported with its first
 request, so that a task pays neither the seconds nor the memory of FastAPI.
 """
 
@@ -19,7 +19,7 @@ _BUNDLE = {
     "icon_dark_mode": "exports/static/icon-dark.svg",
 }
 
-#: The page in the navigation, and a tab of each DAG. One name, since a module is imported once.
+#: The page in the navigation, and a tab of each DAG. Both have one name, because a module is imported once.
 REACT_APPS: list[Any] = [
     {**_BUNDLE, "destination": "nav", "url_route": "exports", "nav_top_level": True},
     {**_BUNDLE, "destination": "dag", "url_route": "dag-exports"},

@@ -1,4 +1,4 @@
-"""Who may see an export, and take it home: whoever Airflow lets see, and trigger, the DAG that makes it."""
+"""Permissions: who may see a DAG in Airflow may see its exports, and who may trigger it may download them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _LONGEST = 250  # characters of an id in Airflow's database
 
 
 class Access:
-    """What one user may do, for the length of a request: Airflow is asked once for each DAG.
+    """What one user may do, for one request; asks Airflow once per DAG.
 
-    :param user: whom the request's credential is of.
+    :param user: the user of the request's credential.
     """
 
     def __init__(self, user: BaseUser) -> None:
@@ -28,18 +28,18 @@ class Access:
         self._known: dict[tuple[str | None, str], bool] = {}
 
     def may_see(self, dag: str | None) -> bool:
-        """Whether the user may see the runs of a DAG; None, as for a program's export: those of all DAGs."""
+        """Whether the user may see the runs of a DAG; None, for an export without a DAG: those of all DAGs."""
         return self._allowed(dag, "GET")
 
     def may_download(self, dag: str | None) -> bool:
-        """Whether the user may trigger a DAG, and so have its data; None: all DAGs."""
+        """Whether the user may trigger a DAG, and so download its exports; None: all DAGs."""
         return self._allowed(dag, "POST")
 
     def require(self, allowed: bool, event: str, dag: str | None, what: str) -> None:
-        """Write into Airflow's event log who asks for what, granted or refused.
+        """Record a request in Airflow's event log, as granted or refused.
 
-        :param event: its name in the log.
-        :param what: is asked for.
+        :param event: name of the event in the log.
+        :param what: what is requested.
         :raises HTTPException: 403, if it is not allowed.
         """
         name = self._user.get_name()
@@ -49,7 +49,7 @@ class Access:
                 Log(event=event, task_instance=None, dag_id=dag, owner=name, owner_display_name=name, extra=extra)
             )
         if not allowed:
-            raise HTTPException(403, f"Only who may trigger {dag or 'all DAGs'} may do this. Ask for that permission.")
+            raise HTTPException(403, f"This needs permission to trigger {dag or 'all DAGs'}. Ask for that permission.")
 
     def _allowed(self, dag: str | None, method: Literal["GET", "POST"]) -> bool:
         if (dag, method) not in self._known:
@@ -61,6 +61,6 @@ class Access:
 
 
 def named(run: Mapping[str, Any], what: str) -> str | None:
-    """What a manifest names as its DAG, task or run; None if it names none that Airflow could have."""
+    """The DAG, task or run that a manifest names; None if there is none, or Airflow could not have it."""
     name = run.get(what)
     return name if isinstance(name, str) and 0 < len(name) <= _LONGEST and name.isprintable() else None

@@ -38,7 +38,7 @@ from streaming_export.manifest_reader import Manifest
 
 Result = TypeVar("Result")
 
-#: How many there may be at a time in a process.
+#: Concurrent requests that one process allows.
 file_slots, verify_slots = Slots(8), Slots(2)
 
 catalogue = Catalogue(exports_bucket)
@@ -46,7 +46,7 @@ catalogue = Catalogue(exports_bucket)
 _STATIC = {path.name: path for path in (Path(__file__).parent / "static").iterdir()}
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
-# Threads of our own: whoever waits for the store takes none of Airflow's.
+# Threads of our own: requests that wait for the store must not take Airflow's.
 _threads = anyio.CapacityLimiter(12)
 
 app = FastAPI(dependencies=[Depends(get_user)], docs_url=None, redoc_url=None, openapi_url=None)
@@ -58,7 +58,7 @@ User = Annotated[BaseUser, Depends(get_user)]
 
 
 def refused(exc: Exception) -> Response:
-    """The answer to what can't be done: a sentence that says why, and one that says what to do."""
+    """The answer to a request that failed: a sentence that says why, and one that says what to do."""
     status = 500
     if isinstance(exc, HTTPException):
         return JSONResponse({"detail": exc.detail}, exc.status_code)
@@ -87,14 +87,14 @@ async def _refuse(_: Request, exc: Exception) -> Response:
 
 
 def same_site(request: Request) -> None:
-    """Refuse what another site has a browser ask for."""
+    """Refuse requests that another site makes a browser send."""
     if request.headers.get("Sec-Fetch-Site") == "cross-site":
         raise HTTPException(403, "Another site asked for this. Open it from Airflow.")
 
 
 @app.get("/static/{name}")
 async def static(name: str) -> Response:
-    """The page's own files. A route and not a mount, which would be open to everybody."""
+    """The page's static files. A route, because a mount would need no login."""
     if name not in _STATIC:
         raise HTTPException(404, "There is no such file.")
     path = _STATIC[name]
@@ -109,13 +109,13 @@ async def list_exports(
     export: str | None = None,
     page: Annotated[int, Query(ge=1, le=100_000)] = 1,
 ) -> Response:
-    """What the page shows of a series; of the one with a certain export, if that is asked for."""
+    """What the page shows of a series; with `export`, of the series of that export."""
     return await threaded(view.page, catalogue, Access(user), series, dag, export, page, app.state.live)
 
 
 @app.get("/details")
 async def details(user: User, manifest: str) -> Response:
-    """What an export's own entry shows."""
+    """What the entry of an export shows."""
 
     def answer() -> Response:
         bucket, access = catalogue.bucket(), Access(user)
@@ -135,7 +135,7 @@ async def files(
     range_: Annotated[str | None, Header(alias="Range")] = None,
     if_range: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """A published file. With `sha256`, only if the manifest still describes that one."""
+    """A published file. With `sha256`, only if the manifest still has this checksum."""
 
     def prepare() -> Response:
         bucket, access = catalogue.bucket(), Access(user)
@@ -188,7 +188,7 @@ async def verify_export(request: Request, user: User, manifest: Annotated[str, B
             group.start_soon(_stop_when_gone, request, stop)
             try:
                 result = await threaded(answer)
-            except Exception as exc:  # here, or the task group makes a group of it
+            except Exception as exc:  # caught here, or the task group would raise an exception group
                 result = refused(exc)
             group.cancel_scope.cancel()
     finally:
@@ -208,8 +208,8 @@ def _seen(bucket: Bucket, url: str, access: Access) -> Manifest:
     """The manifest at a URL, if the user may see the runs of its DAG.
 
     :raises ForeignBucket: if it is in another bucket.
-    :raises ManifestError: by name, if it can't be used.
-    :raises HTTPException: 403, if the user may not.
+    :raises ManifestError: if it can't be used.
+    :raises HTTPException: 403, if the user may not see them.
     """
     prefix = bucket.url("")
     if not url.startswith(prefix):
@@ -223,7 +223,7 @@ def _seen(bucket: Bucket, url: str, access: Access) -> Manifest:
         raise InvalidArgument("manifest", url[:200], "s3://BUCKET/KEY.manifest.json")
     found = read(bucket, key)
     if not access.may_see(named(found.run, "dag")):
-        raise HTTPException(403, "Only who may see the runs of its DAG may see this export.")
+        raise HTTPException(403, "This export can only be seen with permission to see the runs of its DAG.")
     return found
 
 

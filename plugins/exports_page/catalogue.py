@@ -1,4 +1,4 @@
-"""The exports of the bucket, by their manifests: listed at most once a minute, read only where somebody looks."""
+"""The exports in the bucket, by their manifests: listed at most once a minute, read only when they are shown."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ from streaming_export.s3.codes import GONE, REFUSED
 
 log = logging.getLogger(__name__)
 
-#: Seconds after which the bucket is listed again, behind whoever asks.
+#: Seconds after which the bucket is listed again, in the background.
 FRESH_SECONDS = 60.0
 
-#: Objects that are listed at most: 100 requests. The page says so if there are more.
+#: Maximum number of objects that are listed: 100 requests. The page says so if there are more.
 MOST_OBJECTS = 100_000
 
-#: Bytes that a manifest may have: 4,000 files. Whatever is larger is not read.
+#: Maximum bytes of a manifest, enough for 4,000 files. Larger ones are not read.
 MOST_BYTES = 2 * 1024 * 1024
 
-_CACHED = 10_000  # entries, of about a kilobyte
+_CACHED = 10_000  # entries of about a kilobyte each
 _MOST = 2**63  # rows, or bytes
-_THREADS = 10  # as many connections as botocore's pool has
+_THREADS = 10  # the size of botocore's connection pool
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What the bucket held at a moment.
+    """The manifests in the bucket at one time.
 
-    :param at: when.
-    :param series: the manifests of each, the newest first.
+    :param at: when the bucket was listed.
+    :param series: the manifests of each series, the newest first.
     :param truncated: whether there are more objects than `MOST_OBJECTS`.
     """
 
@@ -69,8 +69,8 @@ class Entry:
     :param file: name of its file, or of the manifest if that can't be read.
     :param at: when it was published.
     :param day: the date in its key.
-    :param problem: why the manifest can't be read; what follows is None or empty then.
-    :param seconds: from its start to the manifest.
+    :param problem: why the manifest can't be read; the fields below are then None or empty.
+    :param seconds: from the start of the export to its manifest.
     :param verified: whether the database counted the same rows.
     :param daily: whether its rows are those of a window of time.
     :param run: DAG, task and run, by name.
@@ -94,12 +94,12 @@ class Entry:
 
 
 class Catalogue:
-    """What is in the bucket; safe from any thread.
+    """The exports in the bucket; safe from any thread.
 
-    The first caller waits for the listing, and others for the same one. Later ones get what is known, and a listing
-    that is older than `FRESH_SECONDS` is renewed behind them.
+    The first callers wait for one listing. Later callers get the last listing at once; if it
+    is older than `FRESH_SECONDS`, the bucket is listed again in the background.
 
-    :param bucket: makes the bucket; asked once in `FRESH_SECONDS`, so that a changed connection is noticed.
+    :param bucket: returns the bucket; called again after `FRESH_SECONDS`, so that a changed connection takes effect.
     """
 
     def __init__(self, bucket: Callable[[], Bucket]) -> None:
@@ -110,14 +110,14 @@ class Catalogue:
         self._lock = threading.Lock()
         self._entries: OrderedDict[tuple[str, str], Entry] = OrderedDict()
         self._pool = ThreadPoolExecutor(_THREADS, "exports-page")
-        #: Why the last listing failed, if it did: what is known is of before that.
+        #: Why the last listing failed; None if it succeeded. After a failure, `listing` returns the one before.
         self.problem: str | None = None
 
     def listing(self, newer_than: float = 0.0) -> Listing:
         """The manifests of the bucket.
 
-        :param newer_than: a time of `time.monotonic`; the bucket is listed anew if what is known is not.
-        :raises StoreError: if nothing is known yet, and the store failed.
+        :param newer_than: a time of `time.monotonic`; if the last listing is older, the bucket is listed again.
+        :raises StoreError: if there is no listing yet, and the store failed.
         """
         known = self._listing
         if known is None or self._until - FRESH_SECONDS < newer_than:
@@ -131,16 +131,16 @@ class Catalogue:
         return known
 
     def bucket(self) -> Bucket:
-        """The bucket, as the connection was when it was last made, `FRESH_SECONDS` ago at most."""
+        """The bucket, by the connection as it was at most `FRESH_SECONDS` ago."""
         made = self._bucket
         if made is None or time.monotonic() - made[1] > FRESH_SECONDS:
             bucket = self._make_bucket()
-            bucket.patience = 3.0  # somebody waits
+            bucket.patience = 3.0  # a person is waiting
             made = self._bucket = bucket, time.monotonic()
         return made[0]
 
     def entries(self, found: Sequence[Listed]) -> list[Entry]:
-        """What the manifests say, in order; one that can't be read says so."""
+        """The entries of the manifests, in the same order; one that can't be read says so."""
         missing = [one for one in found if (one.key, one.etag) not in self._entries]
         if missing:
             bucket = self.bucket()
@@ -156,7 +156,7 @@ class Catalogue:
             self._list()
         except Exception as exc:
             self.problem = exc.failed if isinstance(exc, ExportError) else type(exc).__name__
-            log.warning("The exports could not be listed: the page shows those of before. %s", self.problem)
+            log.warning("The exports could not be listed, so the page shows the previous list. %s", self.problem)
         finally:
             self._lock.release()
 
@@ -177,15 +177,15 @@ class Catalogue:
         self._listing, self.problem = Listing(datetime.now(UTC), by_series(found), more), None
 
 
-_PASSING = "The store did not give it. Reload the page."
+_PASSING = "The store failed to return it. Reload the page."
 
 
 def read(bucket: Bucket, key: str, etag: str | None = None) -> Manifest:
     """Read a manifest of at most `MOST_BYTES`.
 
     :param key: of the manifest.
-    :param etag: without quotes, which it must have.
-    :raises ManifestError: by name, if it can't be used; `ObjectChanged` if it is another.
+    :param etag: ETag that it must have, without quotes; None for any.
+    :raises ManifestError: if it can't be used; `ObjectChanged` if its ETag is another.
     :raises StoreError: if the store failed.
     """
     try:
@@ -194,7 +194,7 @@ def read(bucket: Bucket, key: str, etag: str | None = None) -> Manifest:
     except StoreError as exc:
         if exc.code in GONE and etag is None:
             raise ManifestMissing(
-                f"There is no manifest at {bucket.url(key)}: the export was never published, or it was removed.",
+                f"There is no manifest at {bucket.url(key)}. The export was never published, or it was removed.",
                 "Open the page without a link to see what there is.",
             ) from exc
         if exc.code in (*REFUSED, *GONE):
@@ -203,20 +203,20 @@ def read(bucket: Bucket, key: str, etag: str | None = None) -> Manifest:
     except (BotoCoreError, HTTPError) as exc:
         name = type(exc).__name__
         failed = f"The object store failed while reading {bucket.url(key)}: {name}."
-        raise StoreError(failed, "It may pass by itself: retry.", code=name, transient=True) from exc
+        raise StoreError(failed, "It may be temporary: retry.", code=name, transient=True) from exc
     if len(text) > MOST_BYTES:
         raise ManifestInvalid(f"{bucket.url(key)} has more than {MOST_BYTES:,} bytes.", "It can't be an export's.")
     return parse(text, bucket.name, bucket.url(key))
 
 
 def _entry(bucket: Bucket, one: Listed) -> Entry | None:
-    """What a manifest says; None if the store failed in a way that may pass."""
+    """The entry of a manifest; None if the store failed transiently."""
     try:
         if not 0 < one.size <= MOST_BYTES:
-            raise ManifestInvalid(f"The manifest {one.url} has {one.size:,} bytes, which none of an export has.", "")
+            raise ManifestInvalid(f"{one.url} has {one.size:,} bytes, so it is not a manifest of an export.", "")
         return _describe(read(bucket, one.key, one.etag), one)
     except (ArithmeticError, ValueError) as exc:
-        return _unread(one, f"The manifest {one.url} says what can't be: {type(exc).__name__}.")
+        return _unread(one, f"The manifest {one.url} has impossible values ({type(exc).__name__}).")
     except (ManifestError, StoreError) as exc:
         if exc.transient or isinstance(exc, ObjectChanged):
             return None

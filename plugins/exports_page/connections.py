@@ -1,4 +1,4 @@
-"""Where the page reads, by the connections and variables that the DAGs use."""
+"""The bucket and the database of the page, from the connections and Variables that the DAGs use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STORE = "exports_s3"
 def exports_bucket() -> Bucket:
     """The bucket of the exports.
 
-    :raises AirflowNotFoundException: if the connection is missing: boto3 would take whatever credentials it finds.
+    :raises AirflowNotFoundException: if Airflow does not know the connection.
     """
     BaseHook.get_connection(_STORE)
     return s3_bucket(_STORE, str(Variable.get("orders_export_bucket", default="exports")))

@@ -1,4 +1,4 @@
-"""A download that a browser never takes for complete unless it is: how bytes get from a thread to a socket."""
+"""Downloads that never look complete unless they are: how bytes get from a thread to a socket."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-#: Seconds in which a browser must take what was sent to it; then the download ends.
+#: Seconds within which a browser must read what was sent; otherwise the download ends.
 STALLED_SECONDS = 30.0
 
-_RETRY_SECONDS = 10  # what a refused browser is asked to wait
+_RETRY_SECONDS = 10  # how long a refused client should wait
 
-_CANCEL_AGAIN_SECONDS = 2.5  # a cancel between two statements reaches neither
+_CANCEL_AGAIN_SECONDS = 2.5  # a cancel between two statements stops neither
 
 # Threads of our own: those of Airflow's routes must never wait for a download.
 _reading = anyio.CapacityLimiter(16)
@@ -33,7 +33,7 @@ _ending = anyio.CapacityLimiter(32)
 
 
 class Reading(Protocol):
-    """What is downloaded. One thread at a time uses it, but for `cancel`."""
+    """The source of a download. Only one thread at a time uses it, except for `cancel`."""
 
     def open(self) -> tuple[int, dict[str, str]]:
         """Begin.
@@ -43,22 +43,22 @@ class Reading(Protocol):
         """
 
     def read(self) -> bytes:
-        """The next bytes; none at the end, once they are known to be right.
+        """The next bytes; b"" at the end, after all are verified.
 
-        :raises ExportError: if they are not, or the reading failed.
+        :raises ExportError: if they are wrong, or reading failed.
         """
 
     def cancel(self) -> None:
-        """Have `open` or `read` end soon; from any thread, also again."""
+        """Make `open` or `read` end soon; from any thread, also repeatedly."""
 
     def close(self) -> None:
-        """Give back all connections."""
+        """Close all connections."""
 
 
 class Slots:
-    """How many downloads there may be at a time in this process.
+    """Limits the number of concurrent downloads in this process.
 
-    :param limit: so many.
+    :param limit: the maximum.
     """
 
     def __init__(self, limit: int) -> None:
@@ -67,29 +67,29 @@ class Slots:
 
     @property
     def free(self) -> bool:
-        """Whether one more may begin."""
+        """Whether one more may start."""
         return self._taken < self.limit
 
     def take(self) -> None:
-        """Begin one."""
+        """Take a slot."""
         self._taken += 1
 
     def give(self) -> None:
-        """One has ended."""
+        """Give a slot back."""
         self._taken -= 1
 
 
 class Download(Response):
-    """The answer that streams what is read.
+    """The response that streams a `Reading`.
 
-    The headers are sent once the first bytes are there, so that what can't be opened has a status of its own. What
-    fails later can be told in one way only: the connection is closed without the end that HTTP asks for (see `_break`).
-    Whatever happens, all connections are given back before that.
+    The headers are sent with the first bytes, so that a failure before has its own status. A
+    later failure can only be shown by closing the connection without the end that HTTP requires (see `_break`).
+    In any case, all connections to the source are closed before that.
 
-    :param reading: gives the bytes.
-    :param slots: of which it takes one.
+    :param reading: the source of the bytes.
+    :param slots: the limit that it counts against.
     :param name: what is downloaded, for the log.
-    :param refused: makes the answer if the reading can't be opened.
+    :param refused: returns the response if the source can't be opened.
     """
 
     def __init__(self, reading: Reading, slots: Slots, name: str, refused: Callable[[Exception], Response]) -> None:
@@ -122,7 +122,7 @@ class Download(Response):
             await answer(scope, receive, send)
 
     async def _stream(self, send: Send) -> Response | None:
-        """Send all, and note what came of it; returns another answer if nothing was sent."""
+        """Send all bytes; returns another response if nothing was sent."""
         try:
             status, headers = await _in_thread(self._reading.open, _reading)
             chunk = await _in_thread(self._reading.read, _reading)
@@ -150,7 +150,7 @@ class Download(Response):
             await send(message)
 
     async def _until_gone(self, receive: Receive, scope: anyio.CancelScope) -> None:
-        """Wait for the browser to leave, and end the reading then."""
+        """Wait until the browser disconnects, and then cancel the reading."""
         while (await receive())["type"] != "http.disconnect":
             pass
         self._why = "the browser left"
@@ -163,7 +163,7 @@ class Download(Response):
                     await self._ended.wait()
 
     def _log(self, seconds: float) -> None:
-        # Airflow's access log has status 200 for it, whatever becomes of it.
+        # Airflow's access log shows status 200 in any case.
         what = f"Download of {self._name}: {self._sent:,} bytes in {seconds:.1f} s"
         if self._complete:
             log.info("%s, complete.", what)
@@ -172,7 +172,7 @@ class Download(Response):
 
 
 def too_many(slots: Slots) -> Response:
-    """The answer to one download more than there may be."""
+    """The response if all slots are taken."""
     detail = f"{slots.limit} of these are running already. Try again in {_RETRY_SECONDS} s."
     return JSONResponse({"detail": detail}, 429, {"Retry-After": str(_RETRY_SECONDS)})
 
@@ -182,11 +182,11 @@ async def _in_thread(call: Callable[[], Result], limiter: anyio.CapacityLimiter)
 
 
 async def _break(send: Send) -> None:
-    """Close the connection without the last chunk, so that the browser knows.
+    """Close the connection without the last chunk, so that the browser sees a failure.
 
-    An exception would not do: Airflow's JWTRefreshMiddleware, a BaseHTTPMiddleware, ends the answer in order all the
-    same. A message that uvicorn does not know has it close the connection. This waits while the browser takes nothing,
-    and is cancelled once the message was refused, so it must not be shielded.
+    An exception would not do: Airflow's JWTRefreshMiddleware, a BaseHTTPMiddleware, ends the response properly all the
+    same. A message that uvicorn does not know makes it close the connection. It waits while the browser reads nothing,
+    and is cancelled after the message was refused, so it must not be shielded.
     """
     with contextlib.suppress(Exception):
         await send({"type": "http.response.pathsend", "path": ""})

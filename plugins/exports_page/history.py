@@ -1,4 +1,4 @@
-"""What is usual in a series of exports, and which of them are not."""
+"""What is usual in a series of exports, and which of them are unusual."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from statistics import median
 
 from exports_page.catalogue import Entry
 
-#: Exports that the charts show, and that were looked at besides to know what is usual before them.
+#: Exports that the charts show, and further ones before them that tell what is usual.
 SHOWN, BEFORE = 60, 14
 
-_SAME_WEEKDAYS = 6  # whose rows a daily window is compared with
-_FEWEST = 3  # exports, without which nothing is usual
+_SAME_WEEKDAYS = 6  # a daily window is compared with so many on the same weekday
+_FEWEST = 3  # exports that are needed to tell what is usual
 _ROWS_OFF = 0.4
 _TIME_FACTOR, _TIME_SECONDS = 2.0, 10.0
 _GAP_FACTOR = 1.5
-_MOST_MISSING = 60  # nights of one gap that are shown
+_MOST_MISSING = 60  # missing nights that are shown per gap
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
     """An export in the charts.
 
-    :param at: where it is on the time axis: the date in its key, or else when it was published.
-    :param usual_rows: median of those it is compared with; None if there are too few.
-    :param unusual: what is, in sentences.
+    :param at: its position on the time axis: the date in its key, or else when it was published.
+    :param usual_rows: median of the exports that it is compared with; None if there are too few.
+    :param unusual: what is unusual about it, in sentences.
     """
 
     entry: Entry
@@ -40,7 +40,7 @@ class Point:
 class History:
     """The exports of the charts, the oldest first.
 
-    :param missing: when there should have been one, and is none.
+    :param missing: times at which an export is missing.
     """
 
     points: tuple[Point, ...]
@@ -52,7 +52,7 @@ def history(entries: Sequence[Entry]) -> History:
 
     :param entries: of one series, the newest first.
     """
-    # A date has one export here, its newest: of a run by hand there can be several.
+    # Only the newest export of each date: runs by hand can make several.
     ordered = list({_at(entry): entry for entry in reversed(entries) if entry.problem is None}.items())
     ordered.sort()
     gaps = [(later[0] - earlier[0]).total_seconds() for earlier, later in itertools.pairwise(ordered)]
@@ -74,7 +74,7 @@ def _at(entry: Entry) -> datetime:
 
 
 def _usual_rows(entry: Entry, at: datetime, before: Sequence[tuple[datetime, Entry]]) -> float | None:
-    """Of a daily window, the median of the same weekdays: fewer orders on Sundays are usual."""
+    """The median of exports before; for a daily window, of the same weekdays, since Sundays may have fewer orders."""
     if entry.daily:
         compared = [one.rows for when, one in before if when.weekday() == at.weekday()][-_SAME_WEEKDAYS:]
     else:
@@ -101,6 +101,6 @@ def _unusual(entry: Entry, usual: float | None, seconds: Sequence[float], nights
     if len(seconds) >= _FEWEST and entry.seconds is not None:
         normal = median(seconds)
         if entry.seconds > max(_TIME_FACTOR * normal, normal + _TIME_SECONDS):
-            yield f"It took {entry.seconds:,.0f} s, where {normal:,.1f} s are usual."
+            yield f"It took {entry.seconds:,.0f} s instead of the usual {normal:,.1f} s."
     if nights:
         yield f"{nights} export{' is' if nights == 1 else 's are'} missing before it."

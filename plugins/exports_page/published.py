@@ -1,4 +1,4 @@
-"""A published file: given as it is in the store, if it still is what its manifest describes."""
+"""A published file: sent as it is stored, if it is still the one that its manifest describes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Part:
 
     :param first: the first of them.
     :param last: the last of them.
-    :param whole: whether that is the object.
+    :param whole: whether that is the whole object.
     """
 
     first: int
@@ -44,10 +44,10 @@ class OutOfRange(ValueError):
 
 
 def part_of(file: File, asked: str | None, if_range: str | None) -> Part:
-    """The range that a request asks for; the whole file, unless it asks for one range of this very file.
+    """The range that a request asks for; the whole file, unless it asks for one range of this file.
 
     :param asked: the header ``Range``.
-    :param if_range: the header ``If-Range``: what the browser has is of the file with this ETag.
+    :param if_range: the header ``If-Range``: the ETag of the file of which the browser has a part.
     :raises OutOfRange: if there is no such byte.
     """
     whole = Part(0, file.bytes - 1, True)
@@ -65,14 +65,14 @@ def part_of(file: File, asked: str | None, if_range: str | None) -> Part:
 
 
 def etag(file: File) -> str:
-    """What tells the file from any other, as HTTP writes it."""
+    """The ETag of the file, as HTTP writes it: its SHA-256."""
     return f'"{file.sha256}"'
 
 
 class PublishedFile:
     """The bytes of a file; see `download.Reading`. A whole file ends only if its SHA-256 is the manifest's.
 
-    :param part: which of its bytes.
+    :param part: the bytes to send.
     """
 
     def __init__(self, bucket: Bucket, manifest: Manifest, file: File, part: Part) -> None:
@@ -86,7 +86,7 @@ class PublishedFile:
     def open(self) -> tuple[int, dict[str, str]]:
         """Open the object with the ETag of the manifest.
 
-        :raises ObjectChanged: if it is another.
+        :raises ObjectChanged: if the object has another ETag.
         """
         part, file = self._part, self._file
         found = self._bucket.head(file.key)
@@ -106,7 +106,7 @@ class PublishedFile:
         return (200 if part.whole else 206), self.headers()
 
     def headers(self) -> dict[str, str]:
-        """What the answer says."""
+        """The headers of the response."""
         part, file = self._part, self._file
         named = headers(PurePosixPath(file.key).name, _TYPES[self._manifest.compression])
         span = {} if part.whole else {"Content-Range": f"bytes {part.first}-{part.last}/{file.bytes}"}
@@ -122,14 +122,14 @@ class PublishedFile:
         )
 
     def read(self) -> bytes:
-        """The next bytes. The last ones wait until all are known to be right."""
+        """The next bytes. The last ones are returned only after the checksum of all was compared."""
         chunk, self._next = self._next, self._take()
         if not self._next and self._part.whole and chunk and self._sha256.hexdigest() != self._file.sha256:
             raise self._replaced("its SHA-256 differs")
         return chunk
 
     def cancel(self) -> None:
-        """End with the next chunk."""
+        """Stop at the next chunk."""
         self._cancelled.set()
 
     def close(self) -> None:
@@ -155,22 +155,22 @@ class PublishedFile:
 
     def _broken(self, why: str) -> StoreError:
         failed = f"The object store failed while reading {self._bucket.url(self._file.key)}: {why}."
-        return StoreError(failed, "It may pass by itself: retry.", code=why, transient=True)
+        return StoreError(failed, "It may be temporary: retry.", code=why, transient=True)
 
     def _replaced(self, why: str) -> ObjectChanged:
         return ObjectChanged(
             f"{self._bucket.url(self._file.key)} is not the object that its manifest describes: {why}.",
-            "Reload the page: it shows what is there now. If it says the same again, export again.",
+            "Reload the page to see the current exports. If this happens again, export again.",
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What was found out about the files of an export.
+    """The result of verifying the files of an export.
 
-    :param files: that were hashed.
-    :param bytes: of them.
-    :param seconds: it took.
+    :param files: number of files.
+    :param bytes: size of all files.
+    :param seconds: how long it took.
     """
 
     files: int
@@ -179,10 +179,10 @@ class Verified:
 
 
 def verify(bucket: Bucket, manifest: Manifest, stop: threading.Event) -> Verified:
-    """Hash every file of an export, and compare with its manifest.
+    """Compute the SHA-256 of every file of an export, and compare it with the manifest.
 
     :param stop: ends it when it is set.
-    :raises ObjectChanged: if a file is another, or damaged.
+    :raises ObjectChanged: if a file was replaced or damaged.
     :raises StoreError: if the store failed.
     :raises ExportCancelled: if it was stopped.
     """

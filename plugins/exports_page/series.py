@@ -1,4 +1,4 @@
-"""Which exports belong together: the key with its dates starred is the name of a series."""
+"""Which exports belong together: the name of a series is the key with * for the dates."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from datetime import date, datetime
 
 _SUFFIX = ".manifest.json"
 
-# A date as in 2026-11-24 or 20261124. What follows a time is the rest of a run's id, and no name of its own.
+# A date as in 2026-11-24 or 20261124. If a time follows, the rest is part of a run's id.
 _DATE = re.compile(r"(?<!\d)(\d{4})-?([01]\d)-?([0-3]\d)(?!\d)(?:T\d\d[^/]*)?")
 
-# Runs by hand write to a folder each (orders/places.py); whatever their ids are, they are one series.
+# Runs by hand write to a folder named by the run's id (orders/places.py); all of them are one series.
 _BY_HAND = re.compile(r"(?<=/manual/)[^/]+(?=/)")
 
 
@@ -25,7 +25,7 @@ class Listed:
     :param etag: without quotes.
     :param size: in bytes.
     :param modified: when it was written.
-    :param series: of its export.
+    :param series: the series of its export.
     :param day: the last date in its key, if there is one.
     """
 
@@ -39,7 +39,7 @@ class Listed:
 
 
 def listed(item: dict[str, object], bucket: str) -> Listed | None:
-    """What a bucket lists under ``Contents``; None if it is no manifest.
+    """An item under ``Contents`` of a listing; None if it is not a manifest.
 
     :param bucket: its name.
     """

@@ -1,4 +1,4 @@
-"""Lines to paste that load an export. A manifest is input: whatever it says is quoted, or not there."""
+"""Code to paste that loads an export. A manifest is untrusted input: what it says is quoted or left out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from streaming_export.manifest_reader import Manifest
 
-# Types of PostgreSQL by what they are in DuckDB and in pandas; any other is text.
+# PostgreSQL's types and their counterparts in DuckDB and in pandas; all others are text.
 _DUCKDB = {
     "smallint": "SMALLINT",
     "integer": "INTEGER",
@@ -37,7 +37,7 @@ _DECOMPRESS = {"gzip": "gzip -dc", "zstd": "zstd -dc"}
 
 
 def snippets(manifest: Manifest, endpoint: str) -> dict[str, str]:
-    """By the tool's name, what loads the export's files with their types.
+    """Code that loads the export's files with their types, by the name of the tool.
 
     :param endpoint: URL of the store.
     """
@@ -117,7 +117,7 @@ def _redshift_type(kind: str) -> str:
 
 
 def _decimal(kind: str) -> str:
-    # Without a precision it may be any number, and DuckDB's would round it.
+    # Without a precision it may be any number, and DuckDB's DECIMAL would round it.
     return kind.replace("numeric", "DECIMAL") if _NUMERIC.fullmatch(kind) and "(" in kind else "VARCHAR"
 
 

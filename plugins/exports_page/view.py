@@ -1,4 +1,4 @@
-"""What the page shows, as JSON: numbers and times as they are, which the browser puts into words."""
+"""What the page shows, as JSON: numbers and times, which the browser formats."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from streaming_export.manifest_reader import Manifest
 
 PAGE_ROWS = 20
 
-_LOOKED_AT = 3  # manifests of a series, to know its DAG: the newest may be one that can't be read
+_LOOKED_AT = 3  # manifests read per series to find its DAG, since the newest may not be readable
 _LONGEST_TYPE = 100
 _MOST_FILES = 100
 
 
 class Answer(JSONResponse):
-    """JSON in ASCII: what a manifest says may be half of a surrogate pair, which UTF-8 has not."""
+    """JSON in ASCII: a manifest may contain half of a surrogate pair, which UTF-8 can't encode."""
 
     def render(self, content: Any) -> bytes:
         """The bytes."""
@@ -49,7 +49,7 @@ def page(
 
     :param series: its name; by default the one with the newest export.
     :param dag: only series of this DAG.
-    :param export: URL of a manifest, whose series and page is shown then.
+    :param export: URL of a manifest; the page that contains it is then shown.
     :param number: of the page, from 1.
     :param live: the download of a table as it is now, if there is one.
     """
@@ -92,20 +92,20 @@ def page(
 
 
 def details(manifest: Manifest, bucket: Bucket, access: Access) -> Answer:
-    """All that a manifest says of an export, and lines that load it."""
+    """Everything that a manifest says about an export, and code that loads it."""
     dropped = [(name, mask) for name, mask in manifest.masked.items() if mask == "drop"]
     snapshot, older = manifest.snapshot, manifest.older_transactions
     checks = [
         (True, "The database counted the same rows in the same snapshot.")
         if manifest.rows_verified
-        else (False, "The database did not count the rows: verify_rows was off."),
-        (True, "What the store has is what was sent, by size and by the checksum that the store reports."),
+        else (False, "The database did not count the rows: verify_rows was off, or the query is volatile."),
+        (True, "The store had what was sent: the same size, and the same checksum if it reports one."),
     ]
     if older and older["unseen"]:
         checks.append((False, f"Some older transactions could not be seen: {str(older['unseen'])[:300]}"))
     elif older:
         waited = older["waited_seconds"] if math.isfinite(older["waited_seconds"]) else 0.0
-        checks.append((True, f"No transaction ran that began before the window's end (waited {waited:.1f} s)."))
+        checks.append((True, f"No transaction that began before the window's end was running (waited {waited:.1f} s)."))
     return Answer(
         {
             "url": manifest.url,
@@ -213,7 +213,7 @@ def _tiles(past: History) -> dict[str, Any] | None:
 
 
 def _console(bucket: Bucket, manifest: Manifest) -> str | None:
-    """The page on the object in the AWS console; None for other stores, whose objects no browser may open."""
+    """URL of the object in the AWS console; None for other stores."""
     host = (bucket.client.meta.endpoint_url or "").split("//")[-1].split("/")[0].split(":")[0]
     if not host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
         return None

@@ -1,1 +1,1 @@
-"""The orders: their table, the queries that export them, and the asset that exports update."""
+"""The orders: their table, the queries that export it, and the assets that the exports update."""

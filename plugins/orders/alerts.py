@@ -1,4 +1,4 @@
-"""Who is told when an export is late."""
+"""The alert when an export is late."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ log = logging.getLogger(__name__)
 
 
 def check_published(bucket: Bucket, keys: Sequence[str]) -> dict[str, str]:
-    """The run that has published each export.
+    """The name of the run that published each export, by key.
 
-    :raises AirflowFailException: naming those that nobody has published.
+    :raises AirflowFailException: naming the exports that are not published.
     """
     found = {key: published_by(bucket, key) for key in keys}
     if missing := [bucket.url(key) for key, run in found.items() if run is None]:
         raise AirflowFailException(
-            f"Not published: {', '.join(missing)}. What was published before is still there, and whole. The runs of the"
-            " DAGs that export them say what they are doing, or what they have failed with."
+            f"Not published: {', '.join(missing)}. What was published before is unchanged. See the runs of their DAGs,"
+            " which still run, have failed, or never started."
         )
     return {key: str(run) for key, run in found.items()}
 
 
 def tell(context: dict[str, Any]) -> None:
-    """Log that an export is late. Put your pager's notifier in its place: any callback of Airflow's does."""
+    """Log that an export is late. Replace it by your pager's notifier: any of Airflow's callbacks works."""
     log.error("Exports of the orders are late: %s", context.get("exception"))

@@ -2,8 +2,8 @@
 
 from airflow.sdk import Asset
 
-#: Updated when an export of all orders was published.
+#: Updated when an export of all orders is published.
 ORDERS_EXPORT = Asset("orders_export")
 
-#: Updated when the orders of a day were published.
+#: Updated when the orders of a day are published.
 ORDERS_EXPORT_DAILY = Asset("orders_export_daily")

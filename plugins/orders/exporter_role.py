@@ -1,4 +1,4 @@
-"""Prints exporter_role.sql for the table of models.py, which may be another than the one that the file names.
+"""Prints exporter_role.sql for the table of models.py, if that is not the one in the file.
 
 PYTHONPATH=plugins python -m orders.exporter_role | psql --single-transaction shop
 """
@@ -16,7 +16,7 @@ _SCHEMA, _TABLE = "GRANT USAGE ON SCHEMA public TO", "GRANT SELECT ON public.ord
 
 
 def script() -> str:
-    """The SQL that makes the role `orders_exporter`, or gives it what is missing."""
+    """The SQL that creates the role `orders_exporter`, or grants what it lacks."""
     quoting = postgresql.dialect().identifier_preparer
     schema, table = quoting.quote(TABLE.schema or "public"), quoting.quote(TABLE.name)
     sql = Path(__file__).with_name("exporter_role.sql").read_text(encoding="utf-8")

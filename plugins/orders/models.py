@@ -1,6 +1,6 @@
 """The table that is exported: the one file to edit for a table of your own.
 
-DAGs, form, `orders_by_status.sql`, the role's script and the ingest take from here what they need: `Order`, its primary
+DAGs, form, `orders_by_status.sql`, the role's script and the ingest take everything from here: `Order`, its primary
 key, `CREATED_AT`, `STATUS`, `STATUSES`, `AMOUNT`, `select_orders()`. A column that is not here is not exported.
 """
 
@@ -29,25 +29,25 @@ class Order(Base):
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
 
 
-#: When a row was made: which file of a day it belongs to. A timestamptz, with an index on it.
+#: When a row was created, which decides its daily file. A timestamptz with an index.
 CREATED_AT = Order.created_at
 
-#: What the form chooses by, and `orders_by_status` counts by.
+#: The column that the form selects by, and that `orders_by_status` groups by.
 STATUS = Order.status
 
-#: What the status of an order can be.
+#: All values of the status.
 STATUSES = ("pending", "paid", "shipped", "delivered", "cancelled", "refunded")
 
-#: What `orders_by_status` adds up; None only counts.
+#: The column that `orders_by_status` sums; with None it only counts.
 AMOUNT = Order.total_cents
 
 
 def select_orders() -> Select[Any]:
-    """All rows, with the columns of the file in its order: those of the model."""
+    """All rows, with the columns of the file, in order: those of the model."""
     return select(*TABLE.columns)
 
 
-# From here on, nothing needs an edit.
+# Nothing below needs an edit.
 
 TABLE: Table = inspect(Order).local_table
 
@@ -65,7 +65,7 @@ def select_orders_created() -> Select[Any]:
 
 
 def select_orders_by() -> Select[Any]:
-    """The same, of the parameter `statuses` (a list); each parameter that is None leaves its condition out."""
+    """The same, for the statuses in the parameter `statuses` (a list); a parameter that is None has no effect."""
     created_from, created_to = (bindparam(name, type_=Text) for name in ("created_from", "created_to"))
     statuses = bindparam("statuses", type_=ARRAY(Text))
     return select_orders().where(

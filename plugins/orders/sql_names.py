@@ -1,4 +1,4 @@
-"""What `orders_by_status.sql` calls the table and its columns, quoted where they need it."""
+"""Names of the table and its columns for `orders_by_status.sql`, quoted if necessary."""
 
 from __future__ import annotations
 

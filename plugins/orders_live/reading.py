@@ -17,18 +17,18 @@ from orders.runs import DEFAULTS, FORM, FieldRefused, check_form
 from postgres_to_s3.connections import postgres_engine
 from streaming_export import CsvStream, open_csv
 
-#: The connection of the database of the orders.
+#: The connection of the orders database.
 DATABASE = "orders_db"
 
-#: The parameters of the route, and the fields of the trigger form that they are.
+#: The parameters of the route, and the corresponding fields of the trigger form.
 FIELDS = {"created_from": "created_from", "created_to": "created_to", "status": "statuses"}
 
 _GZIP = 31  # zlib's window bits: the largest window, in a gzip container
-_FIRST_SECONDS = 0.05  # bytes are not kept in the compressor for longer than this before the first are sent
+_FIRST_SECONDS = 0.05  # after which the compressor is flushed, if nothing was sent yet
 
 
 def checked(given: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """The parameters of the query, as the trigger form of `orders_export` checks its fields.
+    """The parameters of the query, checked like the fields of the trigger form of `orders_export`.
 
     :param given: names and values of the URL; `status` may be there several times.
     :raises FieldRefused: naming the parameter of the URL.
@@ -36,7 +36,7 @@ def checked(given: Sequence[tuple[str, str]]) -> dict[str, Any]:
     form: dict[str, Any] = dict(DEFAULTS)
     for name, value in given:
         if name not in FIELDS:
-            raise FieldRefused(name, f"{name} is no parameter: they are {', '.join(FIELDS)}.")
+            raise FieldRefused(name, f"{name} is not a parameter. The parameters are {', '.join(FIELDS)}.")
         if not value:
             continue
         if name == "status":
@@ -52,7 +52,7 @@ def checked(given: Sequence[tuple[str, str]]) -> dict[str, Any]:
         raise FieldRefused(name, str(exc).replace(exc.field, name, 1)) from None
     for name, field in FIELDS.items():
         try:
-            # A copy: to resolve one keeps the value in it.
+            # A copy, because resolve() stores the value in the Param.
             copy.copy(FORM[field]).resolve(form[field])
         except ParamValidationError:
             raise FieldRefused(name, f"{name} is not allowed: write 2026-11-01T00:00:00+00:00.") from None
@@ -60,10 +60,10 @@ def checked(given: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 
 class LiveOrders:
-    """The CSV of the orders in the table, verified at its end; see `download.Reading`.
+    """The CSV of the orders table, verified at its end; see `download.Reading`.
 
     :param parameters: of the query.
-    :param gzip: compress it.
+    :param gzip: whether to compress it.
     :raises AirflowNotFoundException: if the connection is missing.
     """
 
@@ -100,7 +100,7 @@ class LiveOrders:
         self._csv.__exit__(None, None, None)
 
     def _compressed(self) -> Iterator[bytes]:
-        # By ourselves: ISA-L takes an eighth of the time of Airflow's own middleware, which leaves this alone.
+        # ISA-L takes an eighth of the time of Airflow's middleware, which skips a response with Content-Encoding.
         compressor, begun = isal_zlib.compressobj(1, wbits=_GZIP), time.monotonic()
         for chunk in self._csv:
             data = compressor.compress(chunk)

@@ -163,12 +163,12 @@ def hostile(document: dict[str, Any], shop: str) -> dict[str, tuple[bytes, str]]
         "rows": (changed(rows=-1), "violates"),
         "sum": (changed(rows=document["rows"] + 1), "do not add up"),
         "later": (changed(manifest_version=2), "version 2"),
-        "foreign": (json.dumps(foreign).encode(), "only objects of the bucket"),
+        "foreign": (json.dumps(foreign).encode(), "only objects in the bucket"),
         "elsewhere": (changed(entries=[entry]), "its entries and its files differ"),
-        "time": (changed(started_at="yesterday"), "no time"),
+        "time": (changed(started_at="yesterday"), "not a time"),
         "many": (
             changed(rows=10**30, files=[document["files"][0] | {"rows": 10**30}]),
-            "says what can't be",
+            "has impossible values",
         ),
     }
 
@@ -243,7 +243,7 @@ def test_a_connection_that_is_missing_is_not_guessed(
 def test_a_store_that_is_down_leaves_what_is_known(
     airflow: Airflow, fresh: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The page shows the exports of before, and says so."""
+    """The page shows the previous list, and says so."""
     from exports_page.api import catalogue
 
     assert listed(airflow)["problem"] is None

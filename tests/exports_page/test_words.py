@@ -74,7 +74,7 @@ def test_what_is_unusual_is_said(airflow_home: Path) -> None:
     assert words(found) == {
         "20": ("500 rows are 50% fewer than usual (1,000).",),
         "22": ("1,500 rows are 50% more than usual (1,000).",),
-        "24": ("It took 40 s, where 3.0 s are usual.",),
+        "24": ("It took 40 s instead of the usual 3.0 s.",),
         "26": ("It has no rows.",),
         "32": ("2 exports are missing before it.",),
     }

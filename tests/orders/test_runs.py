@@ -91,7 +91,7 @@ def test_something_else_in_the_place_of_a_manifest(client: Any, bucket: str) -> 
         ({"created_from": "2026-11-01T00:00:00"}, "created_from='2026-11-01T00:00:00' is not allowed: its zone"),
         ({"created_to": "tomorrow"}, "created_to='tomorrow' is not allowed"),
         ({"created_from": "2026-11-01' OR true --"}, "created_from=.* is not allowed"),
-        ({"statuses": ["paid", "lost"]}, r"statuses=\['lost'\] is not allowed: out of pending, paid"),
+        ({"statuses": ["paid", "lost"]}, r"statuses=\['lost'\] is not allowed: only pending, paid"),
         ({"statuses": ["paid' OR true --", "paid", "$1", "\0"]}, r"statuses=\['\\x00', '\$1', .* is not allowed"),
     ],
 )
@@ -107,7 +107,7 @@ def test_an_unknown_parameter_is_refused(client: Any, bucket: str) -> None:
     """A name with a typing error would otherwise export everything, silently."""
     from airflow.sdk.exceptions import AirflowFailException
 
-    with pytest.raises(AirflowFailException, match="status is no parameter: they are created_from, "):
+    with pytest.raises(AirflowFailException, match=r"status is not a parameter.*The parameters are created_from, "):
         chosen(client, bucket, dag_run({"status": "paid"}))
 
 

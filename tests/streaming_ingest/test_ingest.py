@@ -437,7 +437,7 @@ def test_rows_are_counted(publish: Publish, load: Load, edit: Callable[..., None
     """If Postgres got another number of rows than the manifest tells, nothing stays."""
     result = publish()
     edit(lambda document: (document.update(rows=4), document["files"][0].update(rows=4)))
-    with pytest.raises(VerificationError, match=r"got 3 rows .* lists 4"):
+    with pytest.raises(VerificationError, match=r"loaded 3 rows .* lists 4"):
         load(result)
 
 

@@ -23,7 +23,8 @@ def test_the_export_to_correct_is_named(
     with pytest.raises(DatabaseError, match="Nothing was loaded") as caught:
         ingest(str(result.manifest_url), engine=engine, bucket=Bucket(client, bucket), table="a", schema=schema)
     assert caught.value.remedy == (
-        "unique_key='id' has a repeated value or NULL in this export. Correct the query of a_dag.a_task, and export again."
+        "unique_key='id' has a repeated value or NULL in this export. Correct the query of a_dag.a_task, and export"
+        " again."
     )
     with engine.connect() as connection:
         assert connection.exec_driver_sql(f"SELECT to_regclass('{schema}.a')").scalar_one() is None

@@ -1,4 +1,4 @@
-// What an export's own entry shows.
+// The entry of an export.
 
 import { exact, h, number, size } from "./dom.js";
 
@@ -8,10 +8,10 @@ export function details(found, actions) {
     ["Manifest", h("code", {}, found.url)],
     ["Snapshot", `${exact(found.snapshot.taken_at)}, ${found.snapshot.server}` +
       (found.snapshot.wal_position ? `, WAL ${found.snapshot.wal_position}` : "")],
-    ["Rows of", found.window ? `${exact(found.window[0])} to ${exact(found.window[1])}` : "all that the query gives"],
+    ["Rows of", found.window ? `${exact(found.window[0])} to ${exact(found.window[1])}` : "the whole query"],
     ["Ordered by", found.unique_key ?? "the query's own order"],
     ["Compression", found.compression ?? "none"],
-    found.spreadsheet_safe ? ["Spreadsheets", "' stands before what would be a formula: the data is changed"] : null,
+    found.spreadsheet_safe ? ["Spreadsheets", "text that looked like a formula begins with an added '"] : null,
     ["Query", h("code", {}, `SHA-256 ${found.query_sha256}`)],
     found.export_id ? ["Export", h("code", {}, found.export_id)] : null,
     found.console ? ["Object", h("a", { href: found.console, target: "_blank", rel: "noopener noreferrer" },
@@ -43,7 +43,7 @@ export function details(found, actions) {
 
 function masked(mask) {
   const words = { hash: "hashed (HMAC-SHA-256)", redact: "redacted", drop: "dropped: not in the file" };
-  return mask ? h("span", { class: "badge amber" }, words[mask]) : "as it is";
+  return mask ? h("span", { class: "badge amber" }, words[mask]) : "unchanged";
 }
 
 /** Tabs of the tools, as WAI-ARIA describes them: arrows move between them. */

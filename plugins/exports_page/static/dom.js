@@ -1,4 +1,4 @@
-// Makes elements of text only: whatever a manifest says can be no HTML.
+// Creates elements with text only, so that nothing in a manifest becomes HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 const SVG_TAGS = new Set(["svg", "rect", "line", "text", "title", "g", "path"]);

@@ -5,7 +5,7 @@ import { details } from "./details.js";
 import { ago, compact, day, duration, exact, h, number, size } from "./dom.js";
 import { live } from "./live.js";
 
-const API = new URL("../", import.meta.url); // right under any base path
+const API = new URL("../", import.meta.url); // correct below any base path
 const AIRFLOW = new URL("../", API);
 const HEADS = ["File", "Published", "Rows", "Size", "Time", "Verified", "Run", ""];
 
@@ -101,7 +101,7 @@ class Page {
     const { data } = this;
     return [
       data.problem && `The store could not be listed: these are the exports of ${exact(data.listed_at)}. ${data.problem}`,
-      data.truncated && "The bucket has more objects than this page lists: some exports are not shown.",
+      data.truncated && "The bucket has more objects than this page lists, so some exports are not shown.",
       wanted && !data.wanted && `${wanted} is not here. It may be in another bucket, replaced, removed, or of a DAG ` +
         "whose runs you may not see.",
     ].filter(Boolean).map((text) => h("p", { class: "notice amber" }, text));
@@ -111,7 +111,7 @@ class Page {
     return h("div", { class: "empty" },
       h("h2", {}, this.dag ? `${this.dag} has no exports` : "No exports yet"),
       h("p", {}, this.dag ? "This tab shows what a DAG publishes with PostgresToS3Operator. This one has published nothing."
-        : "What a DAG publishes with PostgresToS3Operator is shown here, from its first run on."),
+        : "This page shows what DAGs publish with PostgresToS3Operator."),
       this.dag && h("a", { href: new URL("plugin/exports", AIRFLOW) }, "All exports"));
   }
 
@@ -177,7 +177,7 @@ class Page {
       h("span", { class: "arrow", "aria-hidden": "true" }, "▸"), row.files > 1 ? `${row.file} and ${row.files - 1} more` : row.file);
     this.rows.set(row.url, { toggle, below });
     const verified = cell(5, row.verified ? h("span", { class: "green" }, "✓ rows") : h("span", { class: "muted" }, "not counted"));
-    const why = row.may_download ? null : `Only who may trigger ${row.dag ?? "all DAGs"} may do this.`;
+    const why = row.may_download ? null : `This needs permission to trigger ${row.dag ?? "all DAGs"}.`;
     return [h("tr", {},
       cell(0, toggle, row.unusual.length > 0 && h("span", { class: "amber", title: row.unusual.join(" ") }, " ▲",
         h("span", { class: "hidden" }, row.unusual.join(" ")))),
@@ -223,7 +223,7 @@ class Page {
     }
   }
 
-  /** Have the browser download a file; if the server would refuse it, say why instead. */
+  /** Have the browser download a file; if the server would refuse, say why instead. */
   async download(url, index, file, button) {
     const query = { manifest: url, file: index, ...(file.sha256 ? { sha256: file.sha256 } : {}) };
     await this.save(new URL(`files?${new URLSearchParams(query)}`, API), button);
@@ -236,7 +236,7 @@ class Page {
       if (!answer.ok) answer = await fetch(address, { signal: AbortSignal.any([this.ending.signal, AbortSignal.timeout(30000)]) });
       if (!answer.ok) throw new Error(await sentence(answer));
       h("a", { href: address, download: "" }).click();
-      this.say("The download has begun: your browser shows how it goes on, and whether it failed.");
+      this.say("The download has started: your browser shows its progress, and whether it failed.");
     } catch (error) {
       this.say(error.message, "amber");
     } finally {
@@ -265,9 +265,9 @@ function tile(name, value, below, amber) {
   return h("div", { class: amber ? "tile amber" : "tile" }, h("dt", {}, name), h("dd", { class: "value" }, value), h("dd", { class: "muted" }, below));
 }
 
-/** What an answer says about why it is none. */
+/** The reason in an answer that failed. */
 async function sentence(answer) {
-  if (answer.status === 401) return "You are not logged in any more. Reload the page, and log in.";
+  if (answer.status === 401) return "You are no longer logged in. Reload the page, and log in.";
   const found = await answer.json().catch(() => ({}));
   if (Array.isArray(found.detail)) return found.detail.map((one) => one.msg).join(" ");
   return found.detail ?? `Airflow answered with status ${answer.status}.`;

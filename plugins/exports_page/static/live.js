@@ -2,7 +2,7 @@
 
 import { h } from "./dom.js";
 
-/** The form, to choose from `statuses`; `page` saves what it asks for. */
+/** The form, with a box for each of `statuses`; `page.save` downloads the file. */
 export function live(page, api, statuses) {
   const from = h("input", { type: "datetime-local", id: "from", step: 1 });
   const to = h("input", { type: "datetime-local", id: "to", step: 1 });
@@ -23,5 +23,5 @@ export function live(page, api, statuses) {
     boxes.map((box) => h("label", { for: box.id }, box, ` ${box.value}`))),
   button);
   return h("details", { class: "live" }, h("summary", {}, "Orders as they are now"),
-    h("p", { class: "muted" }, "One snapshot of the table, streamed; if it breaks off, your browser says that it failed."), form);
+    h("p", { class: "muted" }, "One snapshot of the table, streamed. If the download fails, your browser says so."), form);
 }
