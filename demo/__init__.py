@@ -1,1 +1,1 @@
-"""The project on one machine: embedded PostgreSQL, an S3 server, Airflow, and a table of orders."""
+"""The whole project on one machine: embedded PostgreSQL, an S3 server, Airflow, and a table of orders."""

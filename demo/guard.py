@@ -1,12 +1,12 @@
-"""Commands that never outlive the program that started them, however it ends.
+"""Commands that never outlive the program that started them, however that ends.
 
 `guarded` starts this file as a process between the two:
 
     python guard.py SIGNAL SECONDS LITTER COMMAND [ARGUMENT ...]
 
-Its starter holds the guard's standard input open. Once it writes to it, closes it or dies, even by
-SIGKILL, the guard sends SIGNAL to the command's process group and kills after SECONDS what is left.
-It then removes the files and folders of LITTER, a JSON list. Ends with the command's exit status.
+The program holds the guard's standard input open. When it writes to it, closes it or dies, even by SIGKILL, the guard
+sends SIGNAL to the command's process group, and kills the rest after SECONDS. Then it removes the files and folders of
+LITTER, a JSON list, and exits with the command's status.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ from typing import IO
 
 import psutil
 
-START_SECONDS = 60  # a service's time to answer, on a machine that is busy
+START_SECONDS = 60  # how long a service may take to answer, also on a busy machine
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 
 
@@ -42,9 +42,8 @@ def guarded(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run `command` for the length of the block, its output in `log`.
 
-    At the end its process group gets the signal `stop`, and after `seconds` it and all its
-    descendants are killed. `keep_open` are file descriptors that stay open until then; `litter` are
-    files and folders that are removed after it.
+    At the end its process group gets the signal `stop`, and after `seconds` it and all its descendants are killed. The
+    file descriptors `keep_open` stay open until then; the files and folders `litter` are removed afterwards.
     """
     guard = subprocess.Popen(
         [
@@ -61,7 +60,7 @@ def guarded(
         stderr=subprocess.STDOUT,
         env=env,
         pass_fds=keep_open,
-        start_new_session=True,  # Ctrl-C in a terminal reaches us only, so that we end things in order
+        start_new_session=True,  # so that Ctrl-C in a terminal reaches only us, and we stop things in order
     )
     try:
         yield guard
@@ -71,16 +70,16 @@ def guarded(
 
 
 def ask_to_stop(guard: subprocess.Popen[bytes]) -> None:
-    """Begin the end of a `guarded` command without waiting for it, so that several can end at once."""
+    """Ask a `guarded` command to stop, without waiting for it, so that several can stop at once."""
     assert guard.stdin is not None
-    # Closing alone is not enough while a fork of this process holds the pipe as well.
+    # Closing alone is not enough if a fork of this process also holds the pipe.
     with suppress(BrokenPipeError, ValueError):
         guard.stdin.write(b".")
         guard.stdin.close()
 
 
 def wait_until(ready: Callable[[], bool], guard: subprocess.Popen[bytes], log: IO[bytes], name: str) -> None:
-    """Return when `ready`. Raises RuntimeError with the end of the log if the command ends or takes too long."""
+    """Return when `ready()`. Raises RuntimeError with the end of the log if the command ends or takes too long."""
     deadline = time.monotonic() + START_SECONDS
     while not ready():
         if guard.poll() is not None or time.monotonic() > deadline:
@@ -94,12 +93,11 @@ def main() -> int:
     """Be the guard."""
     stop_signal, seconds, command = signal.Signals[sys.argv[1]], float(sys.argv[2]), sys.argv[4:]
     litter = [Path(path) for path in json.loads(sys.argv[3])]
-    # The starter decides about the end, so that it comes in order. Handlers, unlike SIG_IGN, are
-    # not inherited by the command.
+    # Only the program decides when to stop. Handlers, unlike SIG_IGN, are not inherited by the command.
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, lambda *_: None)
     if sys.platform == "linux":
-        # Processes whose parent died become ours, so that they are found at the end.
+        # Processes whose parent died become our children, so that we find them at the end.
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     threading.Thread(target=_stop_on_request, args=(child, stop_signal, seconds), daemon=True).start()
@@ -127,7 +125,7 @@ def remove(path: Path) -> None:
 
 
 def _kill_descendants() -> None:
-    for _ in range(10):  # a process may start another one meanwhile
+    for _ in range(10):  # a process may have started another one meanwhile
         processes = psutil.Process().children(recursive=True)
         for process in processes:
             with suppress(psutil.NoSuchProcess):

@@ -1,4 +1,4 @@
-"""The host name that a part of Airflow has in `make scale`, where all machines are one."""
+"""The host name of a program of Airflow in `make scale`, where all machines are one."""
 
 import os
 

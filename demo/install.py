@@ -1,9 +1,9 @@
-"""Makes `.venv` and installs the named requirements files into it against constraints.txt.
+"""Creates `.venv` and installs the given requirements files into it, with constraints.txt.
 
     python3 demo/install.py requirements.txt demo/requirements.txt
 
-Runs before anything is installed: standard library only. pip's own configuration (pip.conf, PIP_*)
-applies, and its output goes to .venv/install.log.
+Runs before anything is installed, so it uses only the standard library. pip's own configuration (pip.conf, PIP_*)
+applies. Its output goes to .venv/install.log.
 """
 
 import subprocess
@@ -29,7 +29,7 @@ def main(files: list[str]) -> int:
     first = not any(FOLDER.glob("*.stamp"))
     say(f"Installing {' and '.join(files)} into .venv (output: {LOG})", _how_far)
     if first:
-        print(f"          The first time this needs the network, {SIZES}. Later it takes none of these.", flush=True)
+        print(f"          The first time this needs the network and {SIZES}.", flush=True)
     with alive(), LOG.open("wb") as log:
         status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
     if status:
@@ -39,7 +39,7 @@ def main(files: list[str]) -> int:
 
 
 def _how_far() -> str:
-    """What pip does, by its output and what it has put into place."""
+    """pip's progress, by its output and the installed packages."""
     lines = LOG.read_text(errors="replace").splitlines()
     found = sum(line.startswith(("Collecting ", "Processing ")) for line in lines)
     if any(line.startswith("Installing collected packages") for line in lines):

@@ -1,6 +1,6 @@
-"""Ends a program in order: Ctrl-C, SIGTERM and SIGHUP say "Stopping…" at once, and then unwind it.
+"""Ends a program in order: on Ctrl-C, SIGTERM or SIGHUP it prints "Stopping…" at once, and then unwinds.
 
-Standard library only. To be called before anything slow is imported, so that the first second is no exception.
+Standard library only. Call it before slow imports, so that it works in the first second, too.
 """
 
 import os
@@ -12,7 +12,7 @@ _stopping = False
 
 
 def end_in_order() -> None:
-    """Raise KeyboardInterrupt in the main thread at the first of these signals, and print any text at once."""
+    """Raise KeyboardInterrupt in the main thread at the first of these signals, and flush each line that is printed."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     sys.excepthook = _without_traceback
@@ -23,13 +23,13 @@ def end_in_order() -> None:
 def _stop(number: int, frame: FrameType | None) -> None:
     global _stopping
     if _stopping:
-        return  # what is being stopped ends by itself: a second signal would leave half of it
+        return  # it is stopping already: a second KeyboardInterrupt would interrupt that
     _stopping = True
     os.write(2, "\nStopping…\n".encode())
     raise KeyboardInterrupt
 
 
 def _without_traceback(kind: type[BaseException], exc: BaseException, trace: TracebackType | None) -> None:
-    """For a signal before the program has begun: there is nothing to end yet."""
+    """Print no traceback of a KeyboardInterrupt: the signal came before there was anything to stop."""
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, exc, trace)

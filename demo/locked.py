@@ -1,4 +1,4 @@
-"""One program at a time in a folder, by flock: the lock ends with whoever holds it, however that ends."""
+"""One program at a time in a folder, by flock: the lock ends with its process, however that ends."""
 
 import fcntl
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def locked(path: Path, *, seconds: float = 0) -> Iterator[int]:
-    """Hold the lock on the file `path`, which names its holder; yields its descriptor.
+    """Hold the lock on the file `path`, which contains the pid of its holder; yields the file's descriptor.
 
     A process that keeps the descriptor open shares the lock. Waits for at most `seconds`, then raises RuntimeError.
     """

@@ -1,15 +1,15 @@
--- The demo's `orders` table, made of arithmetic alone: the same rows on every machine, but for the date.
+-- The demo's `orders` table, made by arithmetic: the same rows on every machine, except for the date.
 --
 --   rows        200,000, or what the setting `demo.orders` says:
 --                 select set_config('demo.orders', '5000000', false);
 --   id          grows and has gaps, as after rollbacks and deletions
 --   created_at  grows with id through the 30 days (UTC) before today, or before the setting `demo.until`, a date; a
 --               quarter on whole seconds, a quarter on whole milliseconds, the rest on microseconds
---   addresses   three in a hundred are hostile: quotes, commas, line breaks, formulas, emptiness
+--   addresses   three in a hundred are hostile: quotes, commas, line breaks, formulas, empty strings
 --   total_cents two rows hold more than 2^53, which a float would round
 --
--- Plain SQL without psql's commands: drivers run it, and so does the `initdb` folder of the
--- Docker image. It refuses to touch a table that exists.
+-- Plain SQL without psql's commands: drivers can run it, and so can the `initdb` folder of the
+-- Docker image. It fails if the table exists.
 
 create table orders (
     id bigint primary key,

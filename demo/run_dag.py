@@ -2,8 +2,8 @@
 
     python demo/run_dag.py RESULT.json
 
-A process of its own, with the environment of `services.airflow_environment`: Airflow's output is
-noise to a newcomer, and only the export's memory shall count. RESULT.json gets
+It runs as a separate process, with the environment of `services.airflow_environment`, so that Airflow's output does not
+confuse a newcomer, and only the export's memory counts. RESULT.json gets
 
     state          of the last run: success, failed
     error          of its task, if it failed
@@ -66,7 +66,7 @@ class Watch:
 
 
 def run(result: Path) -> None:
-    """Run the DAGs and write what came of it to `result`."""
+    """Run the DAGs and write the outcome to `result`."""
     bag = DagBag(Path(os.environ["AIRFLOW__CORE__DAGS_FOLDER"]))
     if bag.import_errors:
         sys.exit("\n".join(bag.import_errors.values()))
@@ -75,7 +75,7 @@ def run(result: Path) -> None:
     state, export = run_task(bag, *EXPORT)
     ingest = None
     if state == "success":
-        # A scheduler would start it from the event of the asset; without one, the run is told what to load.
+        # Without a scheduler, no asset event starts the ingest, so the run is given what to load.
         state, ingest = run_task(bag, *INGEST, conf={"manifest_url": export["manifest_url"]})
     answer = {"state": state, "error": watch.error, "export": export, "ingest": ingest}
     answer |= {"memory_before": watch.before, "memory_peak": watch.peak}
@@ -86,7 +86,7 @@ def run_task(bag: DagBag, dag_id: str, task_id: str, conf: dict[str, Any] | None
     """Run a DAG of one task; returns the state of the run and what the task returned."""
     dag = bag.dags[dag_id]
     for task in dag.tasks:
-        task.retries = 0  # whoever watches should see an error now, not after the retries
+        task.retries = 0  # show an error now, not after the retries
     done = dag.test(run_conf=conf)
     with create_session() as session:
         query = XComModel.get_many(run_id=done.run_id, key="return_value", task_ids=task_id, dag_ids=dag_id)
@@ -95,7 +95,7 @@ def run_task(bag: DagBag, dag_id: str, task_id: str, conf: dict[str, Any] | None
 
 
 def prepare_database() -> None:
-    """Create Airflow's tables unless this version of Airflow did so before."""
+    """Create Airflow's tables, unless this version of Airflow has done so before."""
     done = Path(os.environ["AIRFLOW_HOME"]) / f"database-of-{airflow.__version__}"
     if not done.exists():
         db.initdb()

@@ -1,10 +1,10 @@
-"""`make scale`: Airflow on several Celery workers, each as on a machine of its own, one of which is killed.
+"""`make scale`: Airflow on several Celery workers, each as on a separate machine; one of them is killed.
 
     python -m demo.scale --workers 2 --days 60
 
-Fills a table with 5,000 orders a day, backfills `orders_export_daily` and ends a worker with SIGKILL in the middle of
-it, while `orders_ingest` loads what is published into the analytics database. Ends with 0 only if the files and the
-analytics table have exactly the orders of the table.
+Fills a table with 5,000 orders a day, backfills `orders_export_daily` and kills a worker with SIGKILL halfway, while
+`orders_ingest` loads what is published into the analytics database. Then it exports the table in pieces. Exits with 0
+only if the files and the analytics table have exactly the orders of the table.
 """
 
 import argparse
@@ -28,9 +28,9 @@ HOME = FOLDER / "scale"
 DAGS = ("dags/orders_export_daily.py", "dags/orders_ingest.py", "demo/scale_group.py")
 ORDERS_A_DAY = 5_000
 SLOTS = 2
-PATIENCE = 120.0  # seconds in which no task ends
+PATIENCE = 120.0  # seconds without a finished task after which it gives up
 
-# `demo/orders.sql` makes 30 days from this one on; here they are as many as asked for, and end before yesterday.
+# `demo/orders.sql` makes 30 days, which begin on this date. This stretches them to DAYS days that end before yesterday.
 SPREAD = """
 UPDATE orders SET created_at = %(start)s + (created_at - timestamptz '2026-10-23 00:00+00') * %(days)s / 30
 """
@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def scale(workers: int, days: int) -> Report:
-    """Run all of it; returns what has come of it."""
+    """Run everything; returns the report."""
     start = datetime.now(UTC).date() - timedelta(days=days + 1)  # yesterday is for the schedule, and has no orders
     with services_of(days, start) as cluster:
         report = Report(cluster, start, days)
@@ -127,7 +127,7 @@ def services_of(days: int, start: date) -> Iterator[Cluster]:
 
 
 def kill_one(cluster: Cluster, stack: contextlib.ExitStack, days: int, report: Report) -> None:
-    """End the first worker in the middle of a task, when a third of the days is done; another one takes its place."""
+    """Kill the first worker in the middle of a task, when a third of the days is done; start another one."""
     victim = "worker-1"
     wait_for_days(cluster, days // 3, days, busy=victim)
     say(f"kill -9 of {victim} with all that it runs; another worker takes its place")
@@ -137,9 +137,9 @@ def kill_one(cluster: Cluster, stack: contextlib.ExitStack, days: int, report: R
 
 
 def wait_for_days(cluster: Cluster, done: int, days: int, busy: str | None = None) -> None:
-    """Return when so many days are exported, and the worker `busy` exports one.
+    """Return when `done` of the `days` days are exported, and the worker `busy` is exporting one.
 
-    Raises RuntimeError if one failed for good, or if nothing happens any more.
+    Raises RuntimeError if a day failed for good, or none ends for a long time.
     """
     before, changed, said = -1, time.monotonic(), time.monotonic()
     with psycopg.connect(cluster.metadata, autocommit=True) as connection:
@@ -162,7 +162,7 @@ def wait_for_days(cluster: Cluster, done: int, days: int, busy: str | None = Non
 
 
 def add_order(cluster: Cluster) -> None:
-    """Have the table differ from what is loaded, so that the next load shows."""
+    """Make the table differ from what is loaded, so that the next load can be seen."""
     with psycopg.connect(cluster.orders, autocommit=True) as connection:
         connection.execute("INSERT INTO orders SELECT max(id) + 1, 'a@b', 1, 'paid', now() FROM orders")
 
@@ -183,7 +183,7 @@ def wait_for_group(cluster: Cluster) -> None:
 
 
 def wait_for_ingest(cluster: Cluster) -> None:
-    """Return when no run of the ingest goes on or waits. Raises RuntimeError if one failed for good."""
+    """Return when no run of the ingest is running or waiting. Raises RuntimeError if one failed for good."""
     quiet = time.monotonic()
     with psycopg.connect(cluster.metadata, autocommit=True) as connection:
         while time.monotonic() - quiet < 5:  # an event becomes a run within a second or two

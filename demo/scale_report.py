@@ -1,4 +1,4 @@
-"""What has come of `make scale`: who exported what, and whether files, table and analytics have the same rows."""
+"""The report of `make scale`: which worker exported what, and whether files, table and analytics have the same rows."""
 
 import csv
 import io
@@ -34,7 +34,7 @@ class Report:
     """The figures of a run.
 
     :param start: the first day.
-    :param days: how many there are.
+    :param days: number of days.
     """
 
     cluster: Cluster
@@ -56,11 +56,11 @@ class Report:
     pieces_loaded: bool = False
 
     def begin(self) -> None:
-        """Note what the parts have used before there was anything to do."""
+        """Record the CPU time that the programs used before there was anything to do."""
         self.cpu_before = _cpu_seconds(self.cluster)
 
     def look(self) -> None:
-        """Read everything from where it is: the databases, the store, the processes."""
+        """Collect the figures from the databases, the store and the processes."""
         cluster = self.cluster
         with psycopg.connect(cluster.metadata) as connection:
             self.workers = [(str(host), int(done), int(again)) for host, done, again in connection.execute(BY_WORKER)]
@@ -71,7 +71,7 @@ class Report:
         self._look_at_files()
 
     def look_at_pieces(self) -> None:
-        """The same for the export in pieces: its manifest, and what was loaded of it."""
+        """The same for the export in pieces: its manifest, and what was loaded."""
         with psycopg.connect(self.cluster.metadata) as connection:
             self.pieces = [(str(host), int(number)) for host, number in connection.execute(PIECES)]
         client = services.s3_client(self.cluster.store)
@@ -97,7 +97,7 @@ class Report:
         self.uploads = len(uploads)
 
     def differences(self) -> list[str]:
-        """What is not as it has to be, in sentences."""
+        """What is wrong, in sentences."""
         table, wrong = self.rows["table"], []
         for what, found in (
             ("the files", self.rows["files"]),
@@ -120,7 +120,7 @@ class Report:
         return wrong
 
     def text(self) -> str:
-        """The table for a person."""
+        """The report as text."""
         return "\n".join(["", *self._lines(), ""])
 
     def _lines(self) -> Iterator[str]:
@@ -151,7 +151,7 @@ class Report:
 
 
 def _sum(uri: str, table: str) -> tuple[int, Any]:
-    """Number of rows and the sum of a hash of each: equal for equal rows, in whatever order."""
+    """Number of rows, and the sum of their hashes: equal for equal rows in any order."""
     with psycopg.connect(uri) as connection:
         row = connection.execute(SUM.format(table)).fetchone()
         assert row is not None
@@ -164,7 +164,7 @@ def _keys(client: Any, prefix: str) -> Iterator[str]:
 
 
 def _cpu_seconds(cluster: Cluster) -> dict[str, float]:
-    """Processor seconds of Airflow's parts and of the services."""
+    """CPU seconds of Airflow's programs and of the services."""
     seconds, folder = cluster.cpu_seconds(), cluster.folder
     for name, service in (("orders-db", "the orders' database"), ("airflow-db", "Airflow's database")):
         pid = int((folder / name / "data" / "postmaster.pid").read_text().split()[0])

@@ -1,7 +1,7 @@
 """PostgreSQL, an S3 server and Airflow's environment for `make demo`, `make ui` and the tests.
 
-Each service is a context manager. It is gone when the block ends, and also when the program that
-opened it dies in whatever way (see guard.py). Nothing listens beyond this machine.
+Each service is a context manager. It ends with the block, or with the program that opened it, however that ends (see
+guard.py). All of them listen on this machine only.
 """
 
 import hashlib
@@ -47,16 +47,16 @@ __all__ = [
 
 PROJECT = Path(__file__).resolve().parent.parent
 BUCKET = "exports"
-UNTIL = date(2026, 11, 22)  # for tests, which name days
+UNTIL = date(2026, 11, 22)  # fixed, for tests that name days
 EXPORTER = "orders_exporter"  # as in plugins/orders/exporter_role.sql
 
 
 @contextmanager
 def s3(folder: Path | None = None) -> Iterator[str]:
-    """Run the S3 server that everything here shares, SeaweedFS; yields its endpoint URL.
+    """Run an S3 server, SeaweedFS; yields its endpoint URL.
 
-    Its objects stay in `folder`; without one they are gone at the end. Where there is no SeaweedFS it is moto, which
-    forgets its objects in any case.
+    Its objects stay in `folder`; without one they are deleted at the end. On platforms without SeaweedFS it is moto,
+    which never keeps its objects.
     """
     with ExitStack() as stack:
         if folder is None:
@@ -65,7 +65,7 @@ def s3(folder: Path | None = None) -> Iterator[str]:
         if weed():
             server = seaweedfs(folder)
         else:
-            say("There is no SeaweedFS for this machine: moto takes its place, which forgets its objects at the end.")
+            say("There is no SeaweedFS for this machine. moto replaces it, and does not keep its objects.")
             server = moto(folder / "log")
         yield stack.enter_context(server)
 
@@ -100,7 +100,7 @@ def unpublish(endpoint_url: str, bucket: str = BUCKET, prefix: str = "orders/ord
 def load_orders(uri: str, rows: int, until: date = UNTIL) -> int:
     """Fill the table `orders` with `rows` rows by orders.sql; returns the number of rows it holds.
 
-    Replaces the table unless it is from the same orders.sql and has that many rows already.
+    Replaces the table, unless it is from the same orders.sql and has that many rows.
 
     :param until: the day after the last of the 30 days (UTC) of the orders; the demo's is today.
     """
@@ -115,26 +115,26 @@ def load_orders(uri: str, rows: int, until: date = UNTIL) -> int:
                 connection.execute("select set_config('demo.until', %s, true)", [until.isoformat()])
                 connection.execute(sql)
                 connection.execute(f"comment on table orders is '{label}'")
-            connection.execute("vacuum orders")  # now, or autovacuum does it in the middle of the export
+            connection.execute("vacuum orders")  # otherwise autovacuum does it during the export
     return count_orders(uri)
 
 
 def written(uri: str) -> str:
-    """How much the databases have grown to, in words, for whoever waits for them."""
+    """The size of the databases, in words, as progress."""
     with psycopg.connect(uri) as connection:
         [(size,)] = connection.execute("select sum(pg_database_size(oid))::bigint from pg_database").fetchall()
     return f"{size / 1e6:,.0f} MB in the database"
 
 
 def make_exporter(uri: str) -> None:
-    """Make the role that exports the table `orders` and can do nothing else, by the script that users run."""
+    """Create the role that can export the table `orders` and nothing else, by the script that users run."""
     script = PROJECT / "plugins" / "orders" / "exporter_role.sql"
     with psycopg.connect(uri) as connection:
         connection.execute(script.read_text(encoding="utf-8"))
 
 
 def analytics(uri: str) -> str:
-    """The URI of the database `analytics` on the same server, made if it is not there."""
+    """The URI of the database `analytics` on the same server, which is created if necessary."""
     with psycopg.connect(uri, autocommit=True) as connection:
         if not connection.execute("select from pg_database where datname = 'analytics'").fetchall():
             connection.execute("create database analytics")
@@ -151,9 +151,9 @@ def count_orders(uri: str, schema: str | None = None) -> int:
 
 
 def isolate_environment() -> None:
-    """Remove from `os.environ` what would lead Airflow, libpq, boto3 or OpenLineage to the user's own systems.
+    """Remove from `os.environ` what would connect Airflow, libpq, boto3 or OpenLineage to the user's own systems.
 
-    To be called before Airflow is imported. Child processes inherit the result.
+    Call it before Airflow is imported. Child processes inherit the result.
     """
     for name in list(os.environ):
         if name.startswith(("AIRFLOW", "AWS_", "BOTO_", "OPENLINEAGE", "PG")):
@@ -164,9 +164,9 @@ def isolate_environment() -> None:
 
 
 def airflow_environment(home: Path, postgres_uri: str, endpoint_url: str, bucket: str = BUCKET) -> dict[str, str]:
-    """The variables that make Airflow keep its files in `home` and use this project's DAGs and the services.
+    """Environment variables that make Airflow keep its files in `home` and use this project's DAGs and the services.
 
-    To be set before Airflow is imported.
+    Set them before Airflow is imported.
     """
     database = {
         "conn_type": "postgres",

@@ -1,4 +1,4 @@
-"""Says what is going on, and how far it is. Standard library only: install.py runs before all."""
+"""Prints the steps of a program and their progress. Standard library only, for install.py."""
 
 import threading
 import time
@@ -12,9 +12,9 @@ _progress: Callable[[], str] = str
 
 
 def say(text: str, progress: Callable[[], str] = str) -> None:
-    """Print `text` after the seconds since the program began.
+    """Print `text`, with the seconds since the start of the program.
 
-    :param progress: how far it is, in a few words; "" if unknown. Asked every 5 seconds within `alive`.
+    :param progress: returns the progress in a few words; "" if unknown. Called every 5 seconds within `alive`.
     """
     global _step, _progress
     _step, _progress = text, progress
@@ -23,7 +23,7 @@ def say(text: str, progress: Callable[[], str] = str) -> None:
 
 @contextmanager
 def alive() -> Iterator[None]:
-    """For the length of the block, say how far the step is whenever nothing was said for 5 seconds."""
+    """During the block, print the progress of the step whenever nothing was printed for 5 seconds."""
     done = threading.Event()
 
     def remind() -> None:
@@ -42,7 +42,7 @@ def alive() -> Iterator[None]:
 
 def _how_far() -> str:
     found = ""
-    with suppress(Exception):  # the log may not be there yet, the server may be busy
+    with suppress(Exception):  # the log may not exist yet, the server may be busy
         found = _progress()
     return found or f"{_step[0].lower()}{_step[1:].partition(' (')[0]}, not done yet"
 

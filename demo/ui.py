@@ -1,7 +1,7 @@
 """`make ui`: PostgreSQL, the S3 server and Airflow with its web interface, until Ctrl-C.
 
-Airflow's four programs are started one by one: `airflow standalone` would also serve log files to
-the network, on two fixed ports.
+It starts Airflow's four programs one by one: `airflow standalone` would also serve log files to the network, on two
+fixed ports.
 """
 
 from demo.interrupts import end_in_order
@@ -30,11 +30,11 @@ from demo.__main__ import FOLDER, LOG, airflow_failed, counted, number, relative
 from demo.guard import ask_to_stop, guarded
 from demo.steps import alive, say
 
-HOME = FOLDER / "airflow-ui"  # not that of `make demo`, whose links lead to a server that is gone
+HOME = FOLDER / "airflow-ui"  # not that of `make demo`, whose runs link to a server that has ended
 PASSWORDS = HOME / "passwords.json"
 USER, PASSWORD = "admin", "admin"  # the interface listens on this machine only
 API_SERVER = ["api-server"]
-# Started when the API server answers: their tasks talk to it, and would fail and be retried before that.
+# Started when the API server answers, because tasks that can't reach it fail and are retried.
 OTHERS = (["scheduler", "--skip-serve-logs"], ["dag-processor"], ["triggerer", "--skip-serve-logs"])
 START_SECONDS = 180
 
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def ui(rows: int) -> None:
-    """Run everything until a KeyboardInterrupt. Raises RuntimeError when a part of Airflow ends by itself."""
+    """Run everything until a KeyboardInterrupt. Raises RuntimeError if a program of Airflow ends by itself."""
     with contextlib.ExitStack() as stack:
         with alive():
             say("Starting PostgreSQL and an S3 server")
@@ -79,21 +79,21 @@ def ui(rows: int) -> None:
   the exports     http://127.0.0.1:{port}/plugin/exports, where the link of each export leads
   the S3 server   {endpoint}, access key {services.ACCESS_KEY}, secret {services.SECRET_KEY}{kept}
 
-  All DAGs but orders_deadline are on: last night's runs come by themselves within a minute.
-  "Trigger" on orders_export starts more, and has a form for a selection of the orders.
-  orders_ingest loads what they publish into the database analytics, but not what somebody has selected by hand.
-  The orders are of {today - timedelta(30)} to {today - timedelta(1)}: "Trigger" on orders_export_daily has
-  "Backfill", a file for each day.
+  All DAGs except orders_deadline are on: last night's runs start within a minute.
+  "Trigger" on orders_export starts another run, with a form for a selection of the orders.
+  orders_ingest loads what they publish into the database analytics, except selections made by hand.
+  The orders are from {today - timedelta(30)} to {today - timedelta(1)}: for a file for each day, choose "Trigger" on
+  orders_export_daily, then "Backfill".
   Ctrl-C ends everything.
 """)
         while all(part.poll() is None for part in airflow):
             time.sleep(1)
-        raise airflow_failed("A part of Airflow ended by itself")
+        raise airflow_failed("A program of Airflow ended by itself")
 
 
 def ui_environment(port: int) -> dict[str, str]:
-    """What Airflow's programs need beyond `services.airflow_environment` to serve this port of the machine."""
-    # Its links lead to a server that is gone, and last night's would not run again.
+    """Environment variables, in addition to `services.airflow_environment`, for Airflow's programs on this port."""
+    # A new home: old runs link to a server that has ended, and last night's runs would not start again.
     shutil.rmtree(HOME, ignore_errors=True)
     HOME.mkdir()
     PASSWORDS.write_text(json.dumps({USER: PASSWORD}))
@@ -115,7 +115,7 @@ def ui_environment(port: int) -> dict[str, str]:
 def start_airflow(
     stack: contextlib.ExitStack, environment: dict[str, str], log: IO[bytes], port: int
 ) -> list[subprocess.Popen[bytes]]:
-    """Make Airflow's database, then start its programs, which end with `stack`; returns when all are healthy."""
+    """Create Airflow's database, then start its programs, which end with `stack`; returns when all are healthy."""
     prepare = [sys.executable, "-P", str(Path(__file__).with_name("run_dag.py"))]
     say(f"Making Airflow's database (output: {relative(LOG)})")
     with guarded(prepare, log, env=environment) as preparing:
@@ -140,18 +140,18 @@ def start_airflow(
 
 
 def wait_for(ready: Callable[[], bool], airflow: list[subprocess.Popen[bytes]]) -> None:
-    """Return when `ready`. Raises RuntimeError if a part of Airflow ends, or it takes too long."""
+    """Return when `ready()`. Raises RuntimeError if a program of Airflow ends, or it takes too long."""
     deadline = time.monotonic() + START_SECONDS
     while not ready():
         if any(part.poll() is not None for part in airflow):
-            raise airflow_failed("A part of Airflow ended while it started")
+            raise airflow_failed("A program of Airflow ended while it started")
         if time.monotonic() > deadline:
             raise airflow_failed(f"Airflow did not answer within {START_SECONDS} s")
         time.sleep(0.5)
 
 
 def health(port: int) -> dict[str, Any] | None:
-    """What the API server says of each part of Airflow; None while it does not answer."""
+    """The health of each program of Airflow, from the API server; None while that does not answer."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v2/monitor/health", timeout=5) as answer:
             parts: dict[str, Any] = json.load(answer)
@@ -161,7 +161,7 @@ def health(port: int) -> dict[str, Any] | None:
 
 
 def not_yet(port: int) -> str:
-    """The parts that are not healthy, in words; "" if there are none."""
+    """The programs that are not healthy, in words; "" if there are none."""
     parts = health(port)
     if parts is None:
         return "the API server does not answer yet"

@@ -186,7 +186,7 @@ def test_moto_takes_its_place(
         services.s3_client(endpoint).put_object(Bucket=services.BUCKET, Key="a", Body=b"a")
         assert content(services.s3_client(endpoint), services.BUCKET, "a") == b"a"
     (line,) = capsys.readouterr().out.splitlines()
-    assert "moto takes its place, which forgets its objects" in line
+    assert "moto replaces it, and does not keep its objects" in line
     assert not services.keeps_objects()
 
 
