@@ -21,7 +21,7 @@ from streaming_export.postgres.query import Source
 from streaming_export.postgres.reader import EVERYTHING, KeyRange
 from streaming_export.postgres.stream import CsvStream, open_csv
 from streaming_export.postgres.transactions import Wait, wait_for_older
-from streaming_export.report import COUNT_SECONDS, ExportResult, Preview, Progress, log_end
+from streaming_export.report import COUNT_SECONDS, ExportResult, Preview, Progress, log_end, warn_of_key
 from streaming_export.s3.bucket import MAX_KEY_BYTES, Bucket, check_key
 from streaming_export.s3.files import ExportedFile, FileWriter
 from streaming_export.s3.layout import FileLayout
@@ -111,6 +111,7 @@ class Export:
         """
         result = self._cancellation.run(self._publish)
         log_end(result)
+        warn_of_key(self._csv.query.unique_key, self._csv.key_faults)
         return result
 
     def preview(self) -> Preview:
@@ -262,8 +263,9 @@ class Export:
 
     def _result(self, csv: CsvStream, files: Sequence[ExportedFile], seconds: float) -> ExportResult:
         url = self._bucket.url(manifest.manifest_key(self._key)) if files and not self._is_piece else None
-        taken_at = csv.snapshot.info.taken_at.isoformat()
-        return ExportResult.of(self._bucket.name, files, url, csv.verified, taken_at, seconds)
+        taken_at, faults = csv.snapshot.info.taken_at.isoformat(), csv.key_faults
+        unique = None if faults is None else not faults
+        return ExportResult.of(self._bucket.name, files, url, csv.verified, unique, taken_at, seconds)
 
 
 def _check(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from streaming_export.postgres.counting import KeyFaults
 from streaming_export.s3.files import ExportedFile
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ class ExportResult:
     :param key: key of the file, or of the first of several; None if there were no rows and `on_empty` is "skip".
     :param rows: number of data rows, without headers.
     :param rows_verified: whether the database counted the same number in the same snapshot.
+    :param unique: whether the unique key is unique and never NULL; None if there is none, or nobody has looked.
     :param bytes: size of all files.
     :param sha256: of the file's content, in hex; None for several files.
     :param etag: of the file, without quotes; None for several files.
@@ -39,6 +41,7 @@ class ExportResult:
     key: str | None
     rows: int
     rows_verified: bool
+    unique: bool | None
     bytes: int
     sha256: str | None
     etag: str | None
@@ -55,6 +58,7 @@ class ExportResult:
         files: Sequence[ExportedFile],
         manifest_url: str | None,
         verified: bool,
+        unique: bool | None,
         taken_at: str,
         seconds: float,
     ) -> ExportResult:
@@ -65,6 +69,7 @@ class ExportResult:
             key=files[0].key if files else None,
             rows=sum(file.rows for file in files),
             rows_verified=verified,
+            unique=unique,
             bytes=sum(file.bytes for file in files),
             sha256=only.sha256 if only else None,
             etag=only.etag if only else None,
@@ -139,3 +144,11 @@ def log_end(result: ExportResult) -> None:
         f"{result.rows / max(result.seconds, 0.001):,.0f}",
         result.manifest_url or "none, because this is a piece of an export",
     )
+
+
+def warn_of_key(unique_key: str | None, faults: KeyFaults | None) -> None:
+    """Log what an ingest will refuse, if there is something."""
+    if not faults:
+        return
+    log.warning("unique_key=%r should be unique and never NULL, but %s.", unique_key, faults)
+    log.warning("The file is whole, but an ingest will refuse it. Correct the query, and export again.")

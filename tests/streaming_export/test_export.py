@@ -170,7 +170,7 @@ def test_no_rows_can_be_skipped(numbers: None, exporter: sa.Engine, client: Any,
     """With on_empty="skip" a query without rows writes nothing, and the result has no key."""
     query = "SELECT * FROM numbers WHERE id < 0"
     target: dict[str, Any] = {"engine": exporter, "client": client, "bucket": bucket, "key": KEY}
-    skipped = ExportResult(bucket, None, 0, True, 0, None, None, 0, (), None, snapshot_taken_at="", seconds=0)
+    skipped = ExportResult(bucket, None, 0, True, None, 0, None, None, 0, (), None, snapshot_taken_at="", seconds=0)
     result = export(query, on_empty="skip", **target)
     assert replace(result, snapshot_taken_at="", seconds=0) == skipped
     assert keys(client, bucket) == []

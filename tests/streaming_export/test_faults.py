@@ -266,7 +266,7 @@ def test_the_engines_pool_is_as_before(world: World, way: str, fails: bool) -> N
 def test_a_part_that_fails(world: World, way: str) -> None:
     """A part that the store refuses ends the export: the query is cancelled on the server, and nothing is left."""
     hook(world.client, "UploadPart", lambda params: refusal("QuotaFull") if part_number(params) == 2 else None)
-    with pytest.raises(StoreError, match=r"(?s)sending part 2 of s3://.*QuotaFull.*Nothing was published"):
+    with pytest.raises(StoreError, match=r"(?s)QuotaFull.*sending part 2 of s3://.*Nothing was published"):
         world.export(world.sleeping_at(50_000), **WAYS[way])
     world.assert_nothing_left()
 

@@ -227,7 +227,7 @@ def test_it_is_written_last(there: Bucket, client: Any, bucket: str) -> None:
         return refusal("QuotaFull") if params["url"].endswith("manifest.json") else None
 
     hook(client, "PutObject", refuse)
-    with pytest.raises(StoreError, match=r"while writing s3://.*manifest\.json: QuotaFull"):
+    with pytest.raises(StoreError, match=r"QuotaFull: .*while writing s3://.*manifest\.json\."):
         publish(there, ROWS[:1])
     assert keys(client, bucket) == [KEY]
     assert content(client, bucket, KEY) == b"id\n1\n"

@@ -71,10 +71,12 @@ class Key:
 
     :param name: its name.
     :param oid: OID of its type.
+    :param origin: OID of the table and number of the column that it is, 0 if it is none.
     """
 
     name: str
     oid: int
+    origin: tuple[int, int]
 
     @property
     def column(self) -> str:
@@ -133,7 +135,7 @@ def file_columns(
     columns = {column.name: _column(column, types) for column in description}
     wanted = [name for name in projection.columns or names if projection.mask.get(name) != "drop"]
     in_file = tuple(_in_file(columns[name], types, projection) for name in wanted)
-    return in_file, Key(unique_key, columns[unique_key].oid) if unique_key is not None else None
+    return in_file, _key(description[names.index(unique_key)]) if unique_key is not None else None
 
 
 def quoted(identifier: str) -> str:
@@ -195,6 +197,10 @@ def _column(column: Any, types: Mapping[int, _Type]) -> Column:
     type_ = types[column.type_code]
     rule = _ARRAY_RULE if type_.category == "A" else TEXT_RULES.get(type_.name, "{c}")
     return Column(column.name, type_.name, column.type_code, rule.replace("{c}", f"q.{quoted(column.name)}"))
+
+
+def _key(column: Any) -> Key:
+    return Key(column.name, column.type_code, (column.table_oid or 0, column.table_column or 0))
 
 
 def _in_file(column: Column, types: Mapping[int, _Type], projection: Projection) -> Column:

@@ -1,4 +1,4 @@
-"""What the planner knows about a query: rows, size and cost, and whether each run returns the same rows."""
+"""What the planner knows about a query: rows, size and cost, whether each run returns the same, is its key unique."""
 
 from __future__ import annotations
 
@@ -40,6 +40,23 @@ _FUNCTIONS = sa.text(
 )
 
 
+# What gives each row of a table once at most; the scans of partitions are joined by the two that append.
+_ONCE = {"Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Heap Scan", "Tid Scan", "Tid Range Scan", "Subquery Scan"}
+_ONCE |= {"Sort", "Incremental Sort", "Gather", "Gather Merge", "Limit", "Result", "Unique", "WindowAgg"}
+_ONCE |= {"Append", "Merge Append"}
+
+# A table with children has rows that its indexes do not know, unless they are partitions.
+_UNIQUE = sa.text(
+    """
+    SELECT FROM pg_catalog.pg_attribute AS a
+    JOIN pg_catalog.pg_class AS c ON c.oid = a.attrelid AND (c.relkind = 'p' OR NOT c.relhassubclass)
+    JOIN pg_catalog.pg_index AS i ON i.indrelid = c.oid AND i.indkey[0] = a.attnum AND i.indnkeyatts = 1
+    WHERE a.attrelid = :table AND a.attnum = :column AND a.attnotnull
+        AND i.indisunique AND i.indisvalid AND i.indpred IS NULL
+    """
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What the planner estimates.
@@ -48,12 +65,14 @@ class Plan:
     :param bytes: of all rows, as text.
     :param cost: in the planner's unit.
     :param repeats: when the query returns the same rows again.
+    :param unique: whether an index shows that the key is unique and never NULL; False if that is not known.
     """
 
     rows: int
     bytes: int
     cost: float
     repeats: Repeats
+    unique: bool
 
 
 def plan(connection: sa.Connection, query: Query) -> Plan:
@@ -64,6 +83,7 @@ def plan(connection: sa.Connection, query: Query) -> Plan:
         bytes=int(top["Plan Rows"] * top["Plan Width"]),
         cost=float(top["Total Cost"]),
         repeats=_repeats(connection, query, json.dumps(top, ensure_ascii=False)),
+        unique=_unique(connection, query, top),
     )
 
 
@@ -79,6 +99,21 @@ def _explain(connection: sa.Connection, sql: str, options: str = "") -> dict[str
     plans = explained.scalar_one()
     top: dict[str, Any] = (json.loads(plans) if isinstance(plans, str) else plans)[0]["Plan"]
     return top
+
+
+def _unique(connection: sa.Connection, query: Query, top: dict[str, Any]) -> bool:
+    """Whether the key is a column with a unique index, and the query gives no row of its table twice."""
+    if query.key is None or not query.key.origin[1] or not _once(top):
+        return False
+    table, column = query.key.origin
+    return connection.execute(_UNIQUE, {"table": table, "column": column}).first() is not None
+
+
+def _once(node: dict[str, Any]) -> bool:
+    if node["Node Type"] not in _ONCE:
+        return False
+    below = () if node["Node Type"] == "Bitmap Heap Scan" else node.get("Plans", ())
+    return all(_once(one) for one in below if one["Parent Relationship"] not in ("InitPlan", "SubPlan"))
 
 
 def _repeats(connection: sa.Connection, query: Query, plan_text: str) -> Repeats:

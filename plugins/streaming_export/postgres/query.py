@@ -70,6 +70,11 @@ class Query:
         """The statement that counts the query's rows."""
         return f"SELECT count(*) FROM {self._source}"
 
+    def count_keys(self) -> str:
+        """The statement that counts the query's rows, those that have a key, and the different keys."""
+        key = self._key.column
+        return f"SELECT count(*), count({key}), count(DISTINCT {key}) FROM {self._source}"
+
     def count_after(self, key: str | None, literal: Callable[[str], str]) -> str:
         """The statement that counts the rows after a key, including those whose key is NULL.
 

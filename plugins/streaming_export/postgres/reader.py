@@ -13,7 +13,8 @@ from typing import BinaryIO, Literal, cast
 import sqlalchemy as sa
 
 from streaming_export.cancellation import Stop, Stopped
-from streaming_export.errors import VerificationError
+from streaming_export.errors import DatabaseError, VerificationError
+from streaming_export.postgres.counting import KeyFaults, count_keys, count_rows, keys_within
 from streaming_export.postgres.errors import database_error, translated
 from streaming_export.postgres.plan import Plan, cost_of_range
 from streaming_export.postgres.query import Query, csv_field
@@ -30,6 +31,8 @@ KeyRange = tuple[str | None, str | None]
 #: All keys.
 EVERYTHING: KeyRange = (None, None)
 
+_LOOK_SECONDS = 30.0  # how long the owner may look for faults of the key, where that counts nothing that is needed
+
 _STOP_SECONDS = 5.0  # how long a stopped reader may take to end before it is left behind
 
 
@@ -39,13 +42,15 @@ class Reader:
     With several readers, and a key that an index orders, the snapshot's owner walks along the key and finds the ranges
     of `yield_per` rows that the readers COPY, counting the rows. Otherwise one reader reads one stream, and the
     owner counts by count(*). A query that asks for the time is counted by its reader, in the same transaction, and a
-    volatile one is not counted.
+    volatile one is not counted. Whoever counts also looks for keys that are NULL or repeated, unless an index shows
+    that there are none.
 
     :param plan: of the snapshot's query.
     :param method: "copy" or "rows".
     :param yield_per: rows of a key range, or of a batch.
     :param readers: connections that read at the same time, where the query is read in key ranges.
     :param count: whether to have the database count the rows of a stream; those of key ranges are always counted.
+        Without it, faults of the key are not looked for.
     :param stop: ends the reading.
     """
 
@@ -63,6 +68,9 @@ class Reader:
         #: Whether the rows are compared with the database's own count.
         self.verified = self._ranges or self._owner_counts or self._reader_counts
         self._counted: int | None = None
+        self._looks = count and self._query.key is not None and not plan.unique
+        #: What is wrong with the key, once all is read; None if nobody has looked, or there is no key.
+        self.key_faults: KeyFaults | None = KeyFaults(0, 0) if plan.unique else None
         self._read_ahead = ReadAhead[KeyRange](stop)
         jobs = [("feeder", self._feed)]
         jobs += [(f"reader-{n}", self._job(method)) for n in range(readers if self._ranges else 1)]
@@ -130,7 +138,25 @@ class Reader:
             self._read_ahead.add(EVERYTHING)
         self._read_ahead.end()
         if self._owner_counts:
-            self._counted = _count(self._snapshot.owner, self._query)
+            self._count(self._snapshot.owner)
+        elif self._ranges and self._looks:
+            self._look()
+
+    def _count(self, connection: sa.Connection) -> None:
+        if self._looks:
+            self._counted, self.key_faults = count_keys(connection, self._query)
+        else:
+            self._counted = count_rows(connection, self._query)
+
+    def _look(self) -> None:
+        """Look for faults of the key; an export does not fail because that can't be done."""
+        try:
+            _, self.key_faults = keys_within(self._snapshot.owner, self._query, _LOOK_SECONDS, self._stop)
+            why = "counting took too long."
+        except DatabaseError as exc:
+            why = exc.failed
+        if self.key_faults is None:
+            log.info("Nobody knows whether unique_key=%r is unique: %s", self._query.unique_key, why)
 
     def _job(self, method: Method) -> Callable[[], None]:
         with translated("beginning to read"):
@@ -140,7 +166,7 @@ class Reader:
         def job() -> None:
             self._read_ahead.work(read)
             if self._reader_counts:
-                self._counted = _count(connection, self._query)
+                self._count(connection)
 
         return job
 
@@ -237,10 +263,6 @@ def csv_line(row: Sequence[str | None]) -> str:
             return line + "\n"
     alone = len(row) == 1
     return ",".join([csv_field(field, alone) for field in row]) + "\n"
-
-
-def _count(connection: sa.Connection, query: Query) -> int:
-    return int(connection.execution_options(no_parameters=True).exec_driver_sql(query.count()).scalar_one())
 
 
 def _log_repeats(plan: Plan, count: bool) -> None:

@@ -10,16 +10,15 @@ from typing import Any
 import sqlalchemy as sa
 
 from streaming_export.cancellation import Stop, Stopped, cancelled
-from streaming_export.errors import DatabaseError, InvalidArgument
+from streaming_export.errors import InvalidArgument
 from streaming_export.options import DEFAULT_YIELD_PER, Options
+from streaming_export.postgres.counting import KeyFaults, rows_within
 from streaming_export.postgres.errors import translated
 from streaming_export.postgres.plan import Plan, plan
 from streaming_export.postgres.query import Query, Source, describe
 from streaming_export.postgres.reader import EVERYTHING, KeyRange, Reader
 from streaming_export.postgres.sessions import text_literal
 from streaming_export.postgres.snapshot import Snapshot
-
-_QUERY_CANCELED = "57014"
 
 
 class CsvStream:
@@ -38,6 +37,8 @@ class CsvStream:
         self.rows = 0
         #: Whether the rows are compared with the database's own count; valid once reading has begun.
         self.verified = False
+        #: What is wrong with the unique key, at the end; None if there is none, or nobody has looked.
+        self.key_faults: KeyFaults | None = None
 
     def __enter__(self) -> CsvStream:
         with self._open:
@@ -92,6 +93,7 @@ class CsvStream:
         for data, rows in self._open.enter_context(reader):
             self.rows += rows
             yield data, rows
+        self.key_faults = reader.key_faults
 
     def count(self, seconds: float) -> int | None:
         """The number of rows in the snapshot; None if counting takes longer than `seconds`.
@@ -99,16 +101,7 @@ class CsvStream:
         :raises DatabaseError: if Postgres fails.
         :raises Stopped: if the stop is set.
         """
-        owner = self.snapshot.owner.execution_options(no_parameters=True)
-        try:
-            with translated("counting the rows"), owner.begin_nested():
-                owner.exec_driver_sql(f"SET LOCAL statement_timeout = '{seconds:.0f}s'")
-                return int(owner.exec_driver_sql(self.query.count()).scalar_one())
-        except DatabaseError as exc:
-            self._stop.check()
-            if exc.sqlstate != _QUERY_CANCELED:
-                raise
-            return None
+        return rows_within(self.snapshot.owner, self.query, seconds, self._stop)
 
     def cancel(self) -> None:
         """Stop reading, from any thread: have the server cancel the queries."""

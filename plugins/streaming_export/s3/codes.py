@@ -73,8 +73,8 @@ def store_error(doing: str, exc: ClientError | BotoCoreError) -> StoreError:
     if doing.startswith("reading"):
         remedy = _READING_REMEDIES.get(code, remedy)
     reason = f"{code}: {message}" if message else code
-    # The store's message may end in a full stop.
-    failed = f"The object store failed while {doing}: {reason.rstrip('. ')}."
+    # The store's message may end in a full stop. The cause comes before a long key.
+    failed = f"The object store failed: {reason.rstrip('. ')}, while {doing}."
     return StoreError(failed, remedy, code=code, transient=transient)
 
 

@@ -94,7 +94,7 @@ def test_patience_ends(client: Any, bucket: str) -> None:
     """After so many seconds the error is raised: transient, with what to do."""
     hook(client, "GetObject", lambda params: refusal("SlowDown", 503))
     requests = record(client)
-    with pytest.raises(StoreError, match=r"while reading s3://.*SlowDown(.|\n)*run fewer exports") as caught:
+    with pytest.raises(StoreError, match=r"SlowDown.*while reading s3://(.|\n)*run fewer exports") as caught:
         Bucket(client, bucket, patience=1).read(KEY)
     assert (caught.value.code, caught.value.transient) == ("SlowDown", True)
     assert len(requests) > 2

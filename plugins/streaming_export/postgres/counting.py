@@ -1,0 +1,84 @@
+"""What the database counts of a query, in the snapshot that is exported: its rows, and faults of its unique key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from streaming_export.cancellation import Stop
+from streaming_export.errors import DatabaseError
+from streaming_export.postgres.errors import translated
+from streaming_export.postgres.query import Query
+
+_QUERY_CANCELED = "57014"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFaults:
+    """How often a key that should be unique and never NULL is not.
+
+    :param nulls: rows whose key is NULL.
+    :param repeated: rows whose key another row has too, but for one of each value.
+    """
+
+    nulls: int
+    repeated: int
+
+    def __bool__(self) -> bool:
+        return bool(self.nulls or self.repeated)
+
+    def __str__(self) -> str:
+        nulls = f"{self.nulls:,} row{' has' if self.nulls == 1 else 's have'} NULL" if self.nulls else ""
+        repeated = f"{self.repeated:,} row{' repeats' if self.repeated == 1 else 's repeat'} a value of another"
+        return " and ".join(filter(None, (nulls, repeated if self.repeated else "")))
+
+
+def count_rows(connection: sa.Connection, query: Query) -> int:
+    """The number of rows."""
+    return int(_only(connection, query.count())[0])
+
+
+def count_keys(connection: sa.Connection, query: Query) -> tuple[int, KeyFaults]:
+    """The number of rows, and the faults of the key: one pass, which sorts the keys where no index does."""
+    return _faults(_only(connection, query.count_keys()))
+
+
+def keys_within(
+    connection: sa.Connection, query: Query, seconds: float, stop: Stop
+) -> tuple[int, KeyFaults] | tuple[None, None]:
+    """The same; None if it takes longer than so many seconds.
+
+    :raises DatabaseError: if Postgres fails.
+    :raises Stopped: if the stop is set.
+    """
+    row = _within(connection, query.count_keys(), seconds, stop)
+    return _faults(row) if row else (None, None)
+
+
+def rows_within(connection: sa.Connection, query: Query, seconds: float, stop: Stop) -> int | None:
+    """The number of rows; likewise."""
+    row = _within(connection, query.count(), seconds, stop)
+    return int(row[0]) if row else None
+
+
+def _within(connection: sa.Connection, sql: str, seconds: float, stop: Stop) -> Any:
+    try:
+        with translated("counting the rows"), connection.begin_nested():
+            connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{seconds:.0f}s'")
+            return _only(connection, sql)
+    except DatabaseError as exc:
+        stop.check()
+        if exc.sqlstate != _QUERY_CANCELED:
+            raise
+        return None
+
+
+def _only(connection: sa.Connection, sql: str) -> Any:
+    return connection.execution_options(no_parameters=True).exec_driver_sql(sql).one()
+
+
+def _faults(row: Any) -> tuple[int, KeyFaults]:
+    rows, keys, different = map(int, row)  # text, where the connection reads the key's type as text
+    return rows, KeyFaults(rows - keys, keys - different)
