@@ -15,6 +15,7 @@ they have succeeded, nothing is left to do here.
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -24,7 +25,9 @@ from airflow.timetables.interval import CronDataIntervalTimetable
 from orders.alerts import check_published, tell
 from orders.places import BUCKET, DAILY_KEY, NIGHTLY_KEY
 from orders.runs import day_of
-from postgres_to_s3 import RetryByCause, s3_bucket
+from postgres_to_s3 import Readable, RetryByCause, s3_bucket
+
+log = logging.getLogger(__name__)
 
 with DAG(
     dag_id="orders_deadline",
@@ -45,6 +48,7 @@ with DAG(
     @task(task_id="check_published", retry_policy=RetryByCause(), on_failure_callback=tell)
     def check(bucket: str, keys: list[str]) -> dict[str, Any]:
         """Look for the manifests of the night."""
-        return check_published(s3_bucket("exports_s3", str(bucket)), keys)
+        with Readable(log, aws_conn_id="exports_s3"):
+            return check_published(s3_bucket("exports_s3", str(bucket)), keys)
 
     check(BUCKET, [NIGHTLY_KEY, DAILY_KEY])

@@ -33,6 +33,7 @@ later, clear it; that is always safe.
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -43,7 +44,9 @@ from orders.assets import ORDERS_EXPORT
 from orders.models import UNIQUE_KEY, select_orders, select_orders_by
 from orders.places import BUCKET, LATEST_KEY, NIGHTLY_KEY, SELECTION_KEY
 from orders.runs import FORM, choose_task
-from postgres_to_s3 import PostgresToS3Operator, RetryByCause, s3_bucket
+from postgres_to_s3 import PostgresToS3Operator, Readable, RetryByCause, s3_bucket
+
+log = logging.getLogger(__name__)
 
 CONNECTIONS = {"postgres_conn_id": "orders_db", "aws_conn_id": "exports_s3"}
 
@@ -69,7 +72,8 @@ with DAG(
     @task.branch(task_id="choose_export", retry_policy=RetryByCause())
     def choose_export(bucket: str, key: str, params: Any = None, dag_run: Any = None) -> str:
         """Check the form, and choose the task to run."""
-        return choose_task(params, dag_run, s3_bucket("exports_s3", str(bucket)), str(key))
+        with Readable(log, aws_conn_id="exports_s3"):
+            return choose_task(params, dag_run, s3_bucket("exports_s3", str(bucket)), str(key))
 
     export_orders = PostgresToS3Operator(
         task_id="export_orders",

@@ -20,13 +20,13 @@ def check_published(bucket: Bucket, keys: Sequence[str]) -> dict[str, str]:
     """
     found = {key: published_by(bucket, key) for key in keys}
     if missing := [bucket.url(key) for key, run in found.items() if run is None]:
+        late = [f"Not published: {url}" for url in missing]
         raise AirflowFailException(
-            f"Not published: {', '.join(missing)}. What was published before is unchanged. See the runs of their DAGs,"
-            " which still run, have failed, or never started."
+            "\n".join([*late, "What was published before is unchanged.", "See the runs of their DAGs."])
         )
     return {key: str(run) for key, run in found.items()}
 
 
 def tell(context: dict[str, Any]) -> None:
     """Log that an export is late. Replace it by your pager's notifier: any of Airflow's callbacks works."""
-    log.error("Exports of the orders are late: %s", context.get("exception"))
+    log.error("Exports are late. %s", context.get("exception"))

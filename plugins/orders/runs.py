@@ -69,14 +69,16 @@ DEFAULTS = {name: param.value for name, param in FORM.items()}
 
 
 class FieldRefused(AirflowFailException):
-    """A value in the form is not allowed.
+    """A value in the form is not allowed; the text is three lines: why, what is published, what to do.
 
     :param field: name of the field.
+    :param cause: why, in a sentence.
     """
 
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, field: str, cause: str) -> None:
+        super().__init__(f"{cause}\nNothing was read or written.\nCorrect {field}, and trigger the DAG again.")
         self.field = field
+        self.cause = cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +128,7 @@ def check_form(params: Mapping[str, Any], conf: Mapping[str, Any]) -> None:
     """
     if unknown := sorted(conf.keys() - FORM.keys()):
         # Without the value, which may be personal.
-        raise FieldRefused(
-            unknown[0],
-            f"{unknown[0]} is not a parameter. Nothing was read or written. The parameters are {', '.join(FORM)}.",
-        )
+        raise FieldRefused(unknown[0], f"{unknown[0]} is not a parameter. The parameters are {', '.join(FORM)}.")
     times: dict[str, datetime] = {}
     for name in ("created_from", "created_to"):
         if params[name] is None:
@@ -147,4 +146,4 @@ def check_form(params: Mapping[str, Any], conf: Mapping[str, Any]) -> None:
 
 
 def _refused(name: str, value: object, allowed: str) -> FieldRefused:
-    return FieldRefused(name, f"{name}={value!r} is not allowed: {allowed}. Nothing was read or written.")
+    return FieldRefused(name, f"{name}={value!r} is not allowed: {allowed}.")

@@ -49,7 +49,7 @@ def checked(given: Sequence[tuple[str, str]]) -> dict[str, Any]:
         check_form(form, {})
     except FieldRefused as exc:
         name = next(name for name, field in FIELDS.items() if field == exc.field)
-        raise FieldRefused(name, str(exc).replace(exc.field, name, 1)) from None
+        raise FieldRefused(name, exc.cause.replace(exc.field, name, 1)) from None
     for name, field in FIELDS.items():
         try:
             # A copy, because resolve() stores the value in the Param.

@@ -25,7 +25,7 @@ app.state.live = {"dag": DAG, "statuses": STATUSES}
 @app.exception_handler(FieldRefused)
 async def refuse(_: Request, exc: FieldRefused) -> Response:
     """The answer to a parameter that can't be, as FastAPI's own."""
-    return JSONResponse({"detail": [{"type": "value_error", "loc": ["query", exc.field], "msg": str(exc)}]}, 422)
+    return JSONResponse({"detail": [{"type": "value_error", "loc": ["query", exc.field], "msg": exc.cause}]}, 422)
 
 
 @app.api_route("/orders.csv", methods=["GET", "HEAD"], dependencies=[Depends(same_site)])

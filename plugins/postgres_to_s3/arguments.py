@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -45,6 +46,16 @@ def check_names(given: Mapping[str, object]) -> None:
     for name, instead in OLD_NAMES.items():
         if name in given:
             raise InvalidArgument(name, given[name], instead)
+
+
+@contextlib.contextmanager
+def of_task(task_id: object) -> Iterator[None]:
+    """Have a refusal in the block name the task: of a file that can't be imported, Airflow shows only our frames."""
+    try:
+        yield
+    except InvalidArgument as exc:
+        exc.add_note(f"Task: {task_id}.")
+        raise
 
 
 def check(

@@ -34,9 +34,9 @@ def check_connection(argument: str, conn_id: str) -> None:
     try:
         PostgresHook.get_connection(conn_id)
     except AirflowNotFoundException:
-        raise InvalidArgument(
-            argument, conn_id, "Airflow has no connection with this id; add it, or correct the id"
-        ) from None
+        unknown = InvalidArgument(argument, conn_id, "Airflow has no connection with this id")
+        unknown.remedy = "Add the connection, or correct the id."
+        raise unknown from None
 
 
 def postgres_hook(conn_id: str) -> PostgresHook:

@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql
 from postgres_to_s3 import arguments, summary
 from postgres_to_s3.connections import postgres_engine, postgres_hook, s3_bucket, secret
 from postgres_to_s3.links import ExportLink
-from postgres_to_s3.reporting import report
+from postgres_to_s3.reporting import Readable
 from postgres_to_s3.retries import RetryByCause
 from streaming_export import (
     Bucket,
@@ -140,7 +140,8 @@ class PostgresToS3Operator(BaseOperator):
         retry_policy: RetryPolicy | None = _RETRY_BY_CAUSE,
         **kwargs: Any,
     ) -> None:
-        arguments.check_names(kwargs)
+        with arguments.of_task(kwargs.get("task_id")):
+            arguments.check_names(kwargs)
         super().__init__(retry_policy=retry_policy, **kwargs)
         self.query = query
         self.parameters = parameters
@@ -157,23 +158,26 @@ class PostgresToS3Operator(BaseOperator):
         self.preview = preview
         self.mask_conn_id = mask_conn_id
         self.extra_args = extra_args
-        self.options = Options(
-            method=method,
-            readers=readers,
-            on_empty=on_empty,
-            verify_rows=verify_rows,
-            columns=columns,
-            mask=mask or {},
-            spreadsheet_safe=spreadsheet_safe,
-            max_file_rows=max_file_rows,
-            max_file_bytes=max_file_bytes,
-            overwrite=overwrite,
-        )
-        self._check(rendered=False)
-        known = {name: value for name, value in self._templated().items() if not arguments.is_template(value)}
-        dataclasses.replace(self.options, **known)  # refuses values that no run could use
-        if "hash" in self.options.mask.values() and not mask_conn_id:
-            raise InvalidArgument("mask_conn_id", mask_conn_id, "a connection whose password is the key of 'hash'")
+        with arguments.of_task(self.task_id):
+            self.options = Options(
+                method=method,
+                readers=readers,
+                on_empty=on_empty,
+                verify_rows=verify_rows,
+                columns=columns,
+                mask=mask or {},
+                spreadsheet_safe=spreadsheet_safe,
+                max_file_rows=max_file_rows,
+                max_file_bytes=max_file_bytes,
+                overwrite=overwrite,
+            )
+            self._check(rendered=False)
+            known = {name: value for name, value in self._templated().items() if not arguments.is_template(value)}
+            dataclasses.replace(self.options, **known)  # refuses values that no run could use
+            if "hash" in self.options.mask.values() and not mask_conn_id:
+                raise InvalidArgument(
+                    "mask_conn_id", mask_conn_id, "a connection whose password is the key of 'hash'"
+                )
         self._running: Export | None = None
         self._result: ExportResult | None = None
 
@@ -225,14 +229,14 @@ class PostgresToS3Operator(BaseOperator):
 
         :param state: what is published, where the error does not say so.
         """
-        try:
-            yield
-        except ExportError as exc:
-            if state:
-                exc.during(state)
-            stats.incr(f"postgres_to_s3.failures.{type(exc).__name__}", tags=_tags(ti))
-            where = {"postgres_conn_id": self.postgres_conn_id, "aws_conn_id": self.aws_conn_id}
-            raise report(self.log, exc, **where) from None
+        with Readable(self.log, postgres_conn_id=self.postgres_conn_id, aws_conn_id=self.aws_conn_id):
+            try:
+                yield
+            except ExportError as exc:
+                if state:
+                    exc.during(state)
+                stats.incr(f"postgres_to_s3.failures.{type(exc).__name__}", tags=_tags(ti))
+                raise
 
     def _check(self, rendered: bool) -> None:
         """Refuse arguments that no run could use.

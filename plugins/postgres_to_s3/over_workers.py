@@ -153,14 +153,14 @@ class HoldSnapshot(PostgresToS3Operator):
             states = _states(ti, self.pieces_id)
             if bad := sorted(states & _ENDED_BADLY):
                 raise AirflowFailException(
-                    f"A piece is {bad[0]}, so the export can't be complete. Nothing was published; what was published"
-                    " before stays. See the log of that piece, and clear the whole group."
+                    f"A piece is {bad[0]}, so the export can't be complete.\nNothing was published; what was published"
+                    " before stays.\nSee the log of that piece, and clear the whole group."
                 )
             begun = begun or bool(complete) or "running" in states
             if not begun and time.monotonic() > deadline:
                 raise AirflowFailException(
                     f"No piece has started within {self.start_timeout} s: the pieces need slots besides this task's."
-                    " Nothing was published. Add workers or slots (also of the pool), and clear the whole group."
+                    "\nNothing was published.\nAdd workers or slots (also of the pool), and clear the whole group."
                 )
             if self._cancellation.cancelled:
                 raise cancelled()
@@ -222,8 +222,8 @@ class ExportPiece(PostgresToS3Operator):
     def _come_again(self, ti: Any, why: str, seconds: float = 0.0) -> None:
         if bad := sorted(_states(ti, self.holder_id) & _ENDED_BADLY):
             raise AirflowFailException(
-                f"{self.holder_id} is {bad[0]}, so this piece can't be used. Nothing was published; what was published"
-                " before stays. See the log of that task, and clear the whole group."
+                f"{self.holder_id} is {bad[0]}, so this piece can't be used.\nNothing was published; what was published"
+                " before stays.\nSee the log of that task, and clear the whole group."
             )
         seconds = max(seconds, _AGAIN_SECONDS)
         self.log.info("%s: giving the slot back, and trying again in %.0f s.", why, seconds)

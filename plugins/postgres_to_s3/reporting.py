@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk.exceptions import AirflowFailException
+
 from postgres_to_s3.arguments import named
 from streaming_export import (
     AlreadyExists,
@@ -44,7 +46,29 @@ def report(log: Any, exc: ExportError, *, postgres_conn_id: str | None, aws_conn
     return exc.with_traceback(None)
 
 
-def lines(exc: ExportError) -> Iterator[str]:
+class Readable:
+    """A block in which whatever fails for a reason is logged as `report` does, and raised without a traceback.
+
+    That is an `ExportError`, or an `AirflowFailException`, which no retry makes better.
+    """
+
+    def __init__(self, log: Any, *, postgres_conn_id: str | None = None, aws_conn_id: str | None = None) -> None:
+        self._log = log
+        self._connections = {"postgres_conn_id": postgres_conn_id, "aws_conn_id": aws_conn_id}
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+        if isinstance(exc, ExportError):
+            raise report(self._log, exc, **self._connections) from None
+        if isinstance(exc, AirflowFailException):
+            for line in lines(exc):
+                self._log.error("%s", line)
+            raise exc.with_traceback(None) from None
+
+
+def lines(exc: Exception) -> Iterator[str]:
     """The text of an error, in lines of at most `LINE` characters."""
     for line in str(exc).splitlines():
         yield from textwrap.wrap(line, LINE, break_long_words=False, break_on_hyphens=False)

@@ -323,7 +323,9 @@ def test_the_deadline(
     at_four = datetime(2026, 11, 7, 4, tzinfo=UTC)
     with caplog.at_level("ERROR", "orders"):
         assert deadline.test(logical_date=at_four).state == "failed"
-    assert "late: Not published: s3://exports/orders/orders-20261107.csv, s3://exports/orders/daily/" in caplog.text
+    lines = next(record.getMessage() for record in caplog.records if record.name == "orders.alerts").splitlines()
+    assert lines[0] == "Exports are late. Not published: s3://exports/orders/orders-20261107.csv"
+    assert lines[1].startswith("Not published: s3://exports/orders/daily/")
     runnable("orders_export").test(logical_date=datetime(2026, 11, 7, 2, tzinfo=UTC))
     runnable("orders_export_daily").test(logical_date=datetime(2026, 11, 7, tzinfo=UTC))
     assert deadline.test(logical_date=at_four).state == "success"

@@ -44,6 +44,7 @@ def test_every_argument_of_sql_to_s3_operator_is_known(make: Make) -> None:
         with pytest.raises(InvalidArgument, match=rf"^{name}=None is not allowed: ") as caught:
             make(**{name: None})
         assert instead in str(caught.value)
+        assert caught.value.__notes__ == ["Task: export."]
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,7 @@ def test_a_piece_that_fails_for_good(run: Run, client: Any, bucket: str) -> None
 
     ran = run(on_start=refuse)
     (error,) = ran.of("hold_snapshot")[0].errors
-    assert str(error).startswith("A piece is failed, so the export can't be complete. Nothing was published")
+    assert str(error).startswith("A piece is failed, so the export can't be complete.\nNothing was published")
     assert [key for key in keys(client, bucket) if "manifest" in key or "latest" in key] == []
 
 

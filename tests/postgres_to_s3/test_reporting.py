@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from streaming_export import DatabaseError, ExportError, StoreError
+from streaming_export import DatabaseError, ExportError, InvalidArgument, StoreError
 
 DAG_FILE = """
 from airflow.sdk import DAG
@@ -90,7 +91,7 @@ def errors(log: str) -> list[str]:
         (
             {"s3_bucket": "not-there"},
             [
-                "The object store failed while",
+                "The object store failed: NoSuchBucket: The specified bucket does not exist",
                 "Nothing was published.",
                 "Create the bucket",
                 "Connection: aws_conn_id='exports_s3'.",
@@ -98,7 +99,11 @@ def errors(log: str) -> list[str]:
         ),
         (
             {"aws_conn_id": "nope"},
-            ["aws_conn_id='nope' is not allowed: Airflow has no connection", "Nothing was read or written."],
+            [
+                "aws_conn_id='nope' is not allowed: Airflow has no connection",
+                "Nothing was read or",
+                "Add the connection",
+            ],
         ),
         (
             {"s3_key": "a/../b.csv"},
@@ -140,6 +145,26 @@ def test_what_is_raised_keeps_its_kind(airflow_home: Path) -> None:
         told: ExportError = report(logging.getLogger(__name__), error, postgres_conn_id="a", aws_conn_id="b")
         assert told is error
         assert told.__traceback__ is None
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_task_of_ones_own_is_as_readable(airflow_home: Path, caplog: pytest.LogCaptureFixture, ours: bool) -> None:
+    """Tasks that are no operator log the same lines, and raise the same error without frames of what they called."""
+    from airflow.sdk.exceptions import AirflowFailException
+
+    from postgres_to_s3 import Readable
+
+    refused = AirflowFailException("No.\nNothing was read or written.")
+    error = InvalidArgument("day", "x", "a day") if ours else refused
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as raised, Readable(logging.getLogger("task"), aws_conn_id="exports_s3"):
+        fail()
+    assert [record.getMessage() for record in caplog.records][-1] == "Nothing was read or written."
+    assert len(caplog.records) == 2
+    assert "fail" not in [frame.name for frame in raised.traceback]
 
 
 def test_a_dry_run_leaves_what_it_has_found(
