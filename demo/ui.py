@@ -27,6 +27,7 @@ from typing import IO, Any
 
 from demo import services
 from demo.__main__ import FOLDER, LOG, airflow_failed, counted, number, relative
+from demo.embedded_postgres import program
 from demo.guard import ask_to_stop, guarded
 from demo.steps import alive, say
 
@@ -77,6 +78,7 @@ def ui(rows: int) -> None:
   Airflow         http://127.0.0.1:{port}
   login           {USER}, password {PASSWORD}
   the exports     http://127.0.0.1:{port}/plugin/exports, where the link of each export leads
+  the database    {program("psql")} '{database}'
   the S3 server   {endpoint}, access key {services.ACCESS_KEY}, secret {services.SECRET_KEY}{kept}
 
   All DAGs except orders_deadline are on: last night's runs start within a minute.
@@ -84,6 +86,7 @@ def ui(rows: int) -> None:
   orders_ingest loads what they publish into the database analytics, except selections made by hand.
   The orders are from {today - timedelta(30)} to {today - timedelta(1)}: for a file for each day, choose "Trigger" on
   orders_export_daily, then "Backfill".
+  A DAG of your own in dags/ appears within seconds; for a table of your own, see README.md.
   Ctrl-C ends everything.
 """)
         while all(part.poll() is None for part in airflow):

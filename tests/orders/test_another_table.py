@@ -37,6 +37,16 @@ SELECT gen_random_uuid(), 'a, "b"', E'two\nlines', (ARRAY['open', 'closed'])[1 +
 FROM generate_series(1, 500) AS i;
 """
 
+# What the page's orders.csv sends.
+LIVE = """
+from orders_live.reading import LiveOrders, checked
+reading = LiveOrders(checked([("status", "open")]), gzip=False)
+reading.open()
+while data := reading.read():
+    print(data.decode(), end="")
+reading.close()
+"""
+
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
@@ -127,6 +137,11 @@ def test_all_dags_work_with_another_model(environment: dict[str, str], desk: str
     with psycopg.connect(desk) as connection:
         loaded = connection.execute("SELECT count(*), sum(hours), count(DISTINCT ticket) FROM analytics.tickets")
         assert [int(value) for value in loaded.fetchone() or ()] == [500, 12525, 500]
+
+    live = [sys.executable, "-c", LIVE]
+    header, *lines = subprocess.run(live, env=environment, capture_output=True, text=True, check=True).stdout.split()
+    assert header == ",".join(COLUMNS)
+    assert sum(line.count(",open,") for line in lines) == 250
 
 
 def test_the_script_of_the_role_is_the_file_as_long_as_the_model_is_ours() -> None:

@@ -107,7 +107,8 @@ def test_an_unknown_parameter_is_refused(client: Any, bucket: str) -> None:
     """A name with a typing error would otherwise export everything, silently."""
     from airflow.sdk.exceptions import AirflowFailException
 
-    with pytest.raises(AirflowFailException, match=r"status is not a parameter.*The parameters are .*\n.*\nCorrect status"):
+    message = r"status is not a parameter. The parameters are .*\n.*\nCorrect status"
+    with pytest.raises(AirflowFailException, match=message):
         chosen(client, bucket, dag_run({"status": "paid"}))
 
 
