@@ -175,9 +175,7 @@ class PostgresToS3Operator(BaseOperator):
             known = {name: value for name, value in self._templated().items() if not arguments.is_template(value)}
             dataclasses.replace(self.options, **known)  # refuses values that no run could use
             if "hash" in self.options.mask.values() and not mask_conn_id:
-                raise InvalidArgument(
-                    "mask_conn_id", mask_conn_id, "a connection whose password is the key of 'hash'"
-                )
+                raise InvalidArgument("mask_conn_id", mask_conn_id, "a connection whose password is the key of 'hash'")
         self._running: Export | None = None
         self._result: ExportResult | None = None
 
