@@ -193,7 +193,7 @@ async def _break(send: Send) -> None:
 
 
 def headers(name: str, content_type: str) -> dict[str, str]:
-    """What every download says.
+    """The headers of every download.
 
     :param name: of the file; only what is safe in the header is kept.
     """
