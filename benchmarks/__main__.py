@@ -1,4 +1,4 @@
-"""`make bench`: measures this project's export and its peers in turn, and writes what came of it.
+"""`make bench`: measures this project's export and its peers in turn, and writes the results.
 
     python -m benchmarks [--rows 1000000 5000000] [--rounds 5] [--only ours psql-aws] [--data orders wide]
 
@@ -67,7 +67,7 @@ def parse() -> argparse.Namespace:
 
 
 def choose(arguments: argparse.Namespace) -> tuple[list[Contender], dict[str, str]]:
-    """Who is measured, and what can't be measured here, each with the reason."""
+    """The contenders to measure, and those that can't run here, each with the reason."""
     left_out = {}
     asked = [contender for contender in CONTENDERS if not arguments.only or contender.name in arguments.only]
     for contender in asked:
@@ -83,7 +83,7 @@ def choose(arguments: argparse.Namespace) -> tuple[list[Contender], dict[str, st
 
 
 def wanted(arguments: argparse.Namespace, name: str) -> bool:
-    """Whether a data set, or the networks, shall be measured."""
+    """Whether to measure a data set, or the networks."""
     return not arguments.data or name in arguments.data
 
 

@@ -1,4 +1,4 @@
-"""Whether a contender's objects hold the rows that they should."""
+"""Checks that a contender's objects contain the right rows."""
 
 import csv
 import hashlib
@@ -29,7 +29,7 @@ class _Content:
 
 
 class Rows:
-    """The rows that every object must hold, as Postgres itself writes them.
+    """The rows that every object must contain, as Postgres itself writes them.
 
     :param select: the SELECT of the file's text.
     """
@@ -46,7 +46,7 @@ class Rows:
         self._content: _Content | None = None
 
     def compare(self, store: Store, key: str) -> str:
-        """What is to be said of the object, or of the objects in the folder, at `key`."""
+        """The verdict on the object, or the objects in the folder, at `key`."""
         paths = list(_fetched(store, list(objects(store, key))))
         paths.sort(key=_first_key)
         try:
@@ -95,7 +95,7 @@ def objects(store: Store, key: str) -> dict[str, int]:
 
 
 def remove(store: Store, key: str) -> None:
-    """Remove all that a contender wrote."""
+    """Remove everything that a contender wrote."""
     client = store.client()
     for found in client.list_objects_v2(Bucket=BUCKET, Prefix=key).get("Contents", []):
         client.delete_object(Bucket=BUCKET, Key=found["Key"])

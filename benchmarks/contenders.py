@@ -1,4 +1,4 @@
-"""Who is measured. How each is run is in peers.py, and in runners/."""
+"""The contenders. peers.py and runners/ say how each is run."""
 
 import sys
 from collections.abc import Callable
@@ -63,7 +63,7 @@ class Contender:
 
 
 def ours(task: Task, **options: Any) -> Job:
-    """The job of this project's operator; `options` are those that differ from its defaults."""
+    """The job of this project's operator, with the `options` that differ from its defaults."""
     arguments = {
         "query": task.data.query,
         "unique_key": task.data.columns[0],

@@ -34,7 +34,7 @@ class Data:
 
     @property
     def query(self) -> str:
-        """What a user writes; the text of the values is up to whoever runs it."""
+        """The query as a user writes it; the contender makes the text of the values."""
         return f"select {', '.join(self.columns)} from {self.table}"
 
 
@@ -56,7 +56,7 @@ def _load_orders_with(table: str, microseconds: str) -> Callable[[Setting, int],
 
 
 def _load_wide(setting: Setting, rows: int) -> None:
-    """Texts of hexadecimal digits out of one long random string: no two rows are alike, and they are quickly made."""
+    """Texts of hexadecimal digits, cut from one long random string: all rows differ, and it is fast."""
     texts = ", ".join(
         f"encode(substr(pool, 1 + (n * {7919 + 2 * number} % 99000)::int, {_TEXT_CHARACTERS // 2}), 'hex')"
         f" as text_{number}"
@@ -67,7 +67,7 @@ def _load_wide(setting: Setting, rows: int) -> None:
 
 
 def create(setting: Setting, table: str, select: str) -> None:
-    """Make a table of a SELECT's rows, with the key `id`, for the exporter to read."""
+    """Create a table from a SELECT, with the key `id`, for the exporter to read."""
     with psycopg.connect(setting.uri, autocommit=True) as connection:
         connection.execute(f"drop table if exists {table}")
         connection.execute(f"create table {table} as {select}")
@@ -77,7 +77,7 @@ def create(setting: Setting, table: str, select: str) -> None:
 
 
 def drop(setting: Setting, data: Data) -> None:
-    """Make room, but keep the orders, which other tables are made of."""
+    """Free disk space, but keep the orders, from which other tables are made."""
     if data.table != "orders":
         with psycopg.connect(setting.uri, autocommit=True) as connection:
             connection.execute(f"drop table {data.table}")

@@ -1,4 +1,4 @@
-"""All that the benchmark takes from the engine's inside."""
+"""Everything that the benchmark uses of the engine's internals."""
 
 import sqlalchemy as sa
 
@@ -14,7 +14,7 @@ THREADS = {
 
 
 def file_select(uri: str, query: str, unique_key: str) -> str:
-    """The SELECT of the file's text, as this project sends it to Postgres: every contender that can runs the same."""
+    """The SELECT of the file's text, as this project sends it to Postgres; other contenders run it if they can."""
     url = uri.replace("postgresql://", "postgresql+psycopg2://")
     with sa.create_engine(url, poolclass=sa.NullPool).connect() as connection:
         return describe(connection, query, None, unique_key).select()

@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def _install(log: IO[bytes], requirements: list[str]) -> int:
-    """Install what some lines of the requirements name; returns pip's exit status."""
+    """Install some lines of the requirements; returns pip's exit status."""
     file = FOLDER / "requirements.txt"
     file.write_text("\n".join(requirements))
     pip = [PEERS / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check"]
@@ -54,7 +54,7 @@ def _requirements() -> list[str]:
 
 
 def constraints_for_peers() -> str:
-    """The project's constraints, but for what the peers pin themselves."""
+    """The project's constraints, except for packages that the peers pin themselves."""
     pinned = {_name(line) for line in _requirements()}
     return "\n".join(line for line in CONSTRAINTS.read_text().splitlines() if _name(line) not in pinned)
 

@@ -1,4 +1,4 @@
-"""A network cable between two network namespaces, which holds every packet for a while.
+"""A link between two network namespaces that delays every packet.
 
     python -m benchmarks.link NAMESPACE NAMESPACE NUMBER DELAY
 
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def carry(ends: list[int], delay: float) -> None:
-    """Hand each end's packets to the other end `delay` seconds later, in their order."""
+    """Pass on the packets between the ends, `delay` seconds later and in order."""
     waiting: list[deque[tuple[float, bytes]]] = [deque(), deque()]
     while True:
         due = [packets[0][0] for packets in waiting if packets]
@@ -75,7 +75,7 @@ def _arrived(end: int) -> list[bytes]:
 
 
 def _open_end(namespace: str, number: int, end: int) -> int:
-    """Make a tunnel in a namespace and give it its address."""
+    """Create a tunnel in a namespace, with its address."""
     file = os.open(namespace, os.O_RDONLY)
     enter(file)
     os.close(file)

@@ -1,4 +1,4 @@
-"""Runs a contender once, in a fresh process, and tells what it used."""
+"""Runs a contender once, in a fresh process, and returns what it used."""
 
 import json
 import time
@@ -49,7 +49,7 @@ def run(
     """Run a contender once.
 
     :param select: the SELECT of the file's text.
-    :param rows: what its object must hold, if that shall be looked at: then it goes to the store that keeps it.
+    :param rows: what its object must contain, if that is checked; then it goes to the store that keeps objects.
     :param size: bytes that its object must have.
     """
     store = setting.store if rows else setting.discard
@@ -73,7 +73,7 @@ def run(
 
 
 def _look(setting: Setting, store: Store, contender: Contender, rows: Rows | None) -> tuple[int, str | None]:
-    """Bytes of a contender's object, and what is to be said of it; removes it."""
+    """The size of a contender's object and the verdict on it; removes the object."""
     if not contender.uploads:
         return 0, None
     with network.inside(setting.namespace):
@@ -84,7 +84,7 @@ def _look(setting: Setting, store: Store, contender: Contender, rows: Rows | Non
 
 
 def _usage(setting: Setting, store: Store, contender: Contender, job: Job) -> dict[str, Any]:
-    """What the contender's runner says that it used."""
+    """What the contender used, from its runner's output."""
     task, result, log_path = (FOLDER / name for name in ("job.json", "usage.json", "runner.log"))
     task.write_text(json.dumps(job))
     result.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""How much the operator's process grows, by the number and by the width of the rows."""
+"""Growth of the operator's process, by the number and by the width of the rows."""
 
 import statistics
 from collections.abc import Iterator

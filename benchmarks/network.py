@@ -34,7 +34,7 @@ class Network:
 
 
 def missing() -> str | None:
-    """What this machine lacks for a network of our own; None if nothing."""
+    """What this machine lacks for this network; None if nothing."""
     if sys.platform != "linux":
         return "it takes Linux's network namespaces"
     if os.geteuid() != 0:
@@ -52,7 +52,7 @@ def missing() -> str | None:
 
 @contextmanager
 def opened(round_trips: Sequence[int]) -> Iterator[Network]:
-    """Make the namespaces, and a link for each round trip (milliseconds)."""
+    """Create the namespaces, and a link for each round trip (milliseconds)."""
     servers, clients = _namespace(), _namespace()
     ends = [f"/proc/{os.getpid()}/fd/{end}" for end in (clients, servers)]
     addresses = {}
@@ -69,7 +69,7 @@ def opened(round_trips: Sequence[int]) -> Iterator[Network]:
 
 @contextmanager
 def inside(namespace: int | None) -> Iterator[None]:
-    """Have this thread, and what it starts, in a namespace for the length of the block; None changes nothing."""
+    """Move this thread, and what it starts, into a namespace during the block; None changes nothing."""
     if namespace is None:
         yield
         return
@@ -91,7 +91,7 @@ def _link(arguments: list[str]) -> Iterator[None]:
 
 
 def _namespace() -> int:
-    """A new namespace. A thread of its own makes it, so that this one stays where it is."""
+    """A new namespace, created in another thread, so that this one stays in its own."""
 
     def make() -> int:
         libc = ctypes.CDLL(None, use_errno=True)

@@ -18,7 +18,7 @@ OPERATOR_MEMORY = "64MB"  # what the operator may grow by (RESULTS.md)
 
 @dataclass(frozen=True)
 class Task:
-    """What a contender shall do.
+    """A contender's task.
 
     :param setting: where the database is.
     :param store: where the object goes.
@@ -41,7 +41,7 @@ def operator(path: str, arguments: Job, *imports: str) -> Job:
 
 
 def sql_to_s3(task: Task, frames: str, own: bool = False) -> Job:
-    """Airflow's SqlToS3Operator with a kind of data frames; `own` leaves it the text of the values."""
+    """Airflow's SqlToS3Operator with a kind of data frames; with `own` it makes the text of the values."""
     arguments = {
         "query": f"{task.data.query} order by {task.data.columns[0]}" if own else task.select,
         "s3_bucket": BUCKET,
@@ -71,7 +71,7 @@ def _psql(select: str) -> list[str]:
 
 
 def duckdb_attached(task: Task) -> Job:
-    """DuckDB reads the table in binary form, sorts it, and writes the timestamps as the others have Postgres do it.
+    """DuckDB reads the table in binary form, sorts it, and writes the timestamps as Postgres does for the others.
 
     make_timestamp(epoch_us(…)) is its fastest way to UTC: `at time zone` takes twice as long.
     """
@@ -105,7 +105,7 @@ def _duckdb(task: Task, select: str, settings: list[str] | None = None) -> Job:
 
 
 def rivet(task: Task, fast: bool = False, own: bool = False) -> Job:
-    """Rivet, as it comes or at its fastest; `own` leaves it the text of the values. It writes a folder of files."""
+    """Rivet, at its defaults or at its fastest; with `own` it makes the text of the values. Writes a folder."""
     export = {
         "name": "benchmark",
         "query": task.data.query if own else task.select,

@@ -34,7 +34,7 @@ PEER_PACKAGES = (
 
 
 def machine(setting: Setting) -> dict[str, str]:
-    """What the figures were made on, and with."""
+    """The machine and the versions of the run."""
     with psycopg.connect(setting.uri) as connection:
         server = connection.info.parameter_status("server_version") or ""
     ours = ("apache-airflow", "psycopg2-binary", "boto3")
@@ -65,7 +65,7 @@ def _machine(results: Results) -> str:
 
 
 def _peer_versions() -> dict[str, str]:
-    """The versions of the packages that are in the environment of the peers."""
+    """The versions of the packages in the environment of the peers."""
     code = (
         "import importlib.metadata as m, json; print(json.dumps({d.metadata['Name'].lower(): d.version"
         " for d in m.distributions()}))"
@@ -87,8 +87,8 @@ def _processor() -> str:
 INTRODUCTION = """
 # Results
 
-`make bench` wrote this file. The time it takes to get a table of orders out of PostgreSQL into an S3 object, as
-CSV ordered by id, and what that costs, for this project's operator and for its peers.
+`make bench` wrote this file. It shows how long this project's operator and its peers take to export a table of orders
+from PostgreSQL to an S3 object, as CSV ordered by id, and what that costs.
 
 ![rows per second and memory of each](results.png)
 """

@@ -1,4 +1,4 @@
-"""The rounds of all contenders: A B C …, A B C …, so that a machine that slows down slows all of them."""
+"""The rounds of all contenders: A B C …, A B C …, so that a slower phase of the machine affects all of them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -11,7 +11,7 @@ from benchmarks.measure import Figures, run
 from benchmarks.setting import Setting
 from demo.steps import say
 
-SHORT_ROWS = 500_000  # with fewer, a run shall be over in a minute or two: one round that counts, no memory tests
+SHORT_ROWS = 500_000  # with fewer, a run should take a minute or two: one round that counts, no memory tests
 ROUNDS, SHORT_ROUNDS, SLOW_ROUNDS = 5, 1, 2
 # Of CSV; with more, and in a short run, a slow contender gets SLOW_ROUNDS, and the first, which is looked at, counts.
 SLOW_BYTES = 200_000_000
@@ -21,7 +21,7 @@ Runs = dict[str, list[dict[str, Any]]]
 
 
 class Stage:
-    """One data set, and who is measured with it.
+    """One data set, and the contenders that are measured with it.
 
     :param failed: gets the names of contenders that fail, each with the reason; they are left out from then on.
     """
@@ -30,7 +30,7 @@ class Stage:
         self.setting, self.data, self.rows, self.select, self.failed = setting, data, rows, select, failed
 
     def measure(self, chosen: Sequence[Contender], asked: int | None) -> dict[str, Any]:
-        """All rounds: each contender's file is looked at once, in a round before those that count."""
+        """All rounds; each contender's file is checked once, in a round before those that count."""
         expected = Rows(self.setting, self.data, self.select)
         rounds = asked or (SHORT_ROUNDS if self.rows < SHORT_ROWS else ROUNDS)
         runs: Runs = {contender.name: [] for contender in chosen}
@@ -52,7 +52,7 @@ class Stage:
         return {**self._description(), "bytes": expected.bytes, "files": files, "runs": runs}
 
     def behind(self, chosen: Sequence[Contender], asked: int | None) -> dict[str, Any]:
-        """The same behind each network, without a look at the files."""
+        """The same behind each network, without a check of the files."""
         rounds = asked or (SHORT_ROUNDS if self.rows < SHORT_ROWS else ROUNDS)
         found: dict[int, Runs] = {trip: {contender.name: [] for contender in chosen} for trip in self.setting.behind}
         for number in range(1, rounds + 1):

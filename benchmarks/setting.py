@@ -83,7 +83,7 @@ class Setting:
         return parse_qs(urlsplit(self.uri).query)["host"][0]
 
     def environment(self, store: Store) -> dict[str, str]:
-        """The variables of a contender that writes to `store`."""
+        """The environment variables of a contender that writes to `store`."""
         airflow = services.airflow_environment(FOLDER / "airflow", self.uri, store.endpoint, BUCKET)
         direct = ",".join(filter(None, [os.environ.get("no_proxy"), urlsplit(store.endpoint).hostname]))
         return {
@@ -118,7 +118,7 @@ def opened(endpoint: str | None, environ: Mapping[str, str], round_trips: Sequen
 
     :param endpoint: of an S3 server to measure with, instead of the benchmark's own.
     :param environ: where its credentials and region are, by AWS's names.
-    :param round_trips: milliseconds, for each a network that the services shall be behind as well.
+    :param round_trips: round trips in milliseconds; the services can also be reached through a network of each.
     """
     with ExitStack() as stack:
         net = stack.enter_context(network.opened(round_trips)) if round_trips else None
@@ -139,7 +139,7 @@ def opened(endpoint: str | None, environ: Mapping[str, str], round_trips: Sequen
 
 
 def _postgres_settings(net: Network | None) -> dict[str, str]:
-    """The log tells every statement's duration; who comes over the benchmark's own network is let in."""
+    """Log every statement's duration; accept connections from the benchmark's own network."""
     settings = {"log_min_duration_statement": "0"}
     if net:
         hba = FOLDER / "pg_hba.conf"
@@ -149,7 +149,7 @@ def _postgres_settings(net: Network | None) -> dict[str, str]:
 
 
 def _behind(near: Setting, net: Network, far: Store) -> dict[int, Setting]:
-    """The services as they are seen through each link. The store there keeps nothing."""
+    """The services as seen through each link. The store there keeps nothing."""
     found = {}
     for round_trip, address in net.addresses.items():
         store = replace(far, endpoint=far.endpoint.replace("0.0.0.0", address))  # noqa: S104
@@ -178,7 +178,7 @@ def _store(name: str, *options: str) -> Iterator[Store]:
 
 
 def cpu_seconds(pid: int | None) -> float:
-    """CPU seconds of a process, of its children, and of those that it has waited for."""
+    """CPU seconds of a process, its children, and those that it has waited for."""
     if pid is None:
         return 0.0
     process = psutil.Process(pid)

@@ -7,7 +7,7 @@ _DURATION = re.compile(r"LOG:  duration: ([\d.]+) ms")
 
 
 def end_of(log: Path) -> int:
-    """How many bytes the log has."""
+    """Size of the log in bytes."""
     return log.stat().st_size
 
 

@@ -1,4 +1,4 @@
-"""An S3 server that takes next to no CPU from those who upload to it.
+"""An S3 server that takes almost no CPU from its clients.
 
     python -m benchmarks.store FOLDER [--discard]
 
@@ -29,7 +29,7 @@ NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes of an object, kept in a file of their own, or just their number."""
+    """Bytes of an object, in their own file, or only their number."""
 
     size: int
     path: Path | None
@@ -59,21 +59,21 @@ class Store:
         return next(self._numbers)
 
     def put(self, bucket: str, key: str, parts: list[Part]) -> None:
-        """Make an object visible, in place of an earlier one."""
+        """Make an object visible, instead of an earlier one."""
         with self.lock:
             old = self.objects.pop((bucket, key), [])
             self.objects[bucket, key] = parts
         remove(old)
 
     def delete(self, bucket: str, key: str) -> None:
-        """Forget an object, if there is one."""
+        """Delete an object, if there is one."""
         with self.lock:
             old = self.objects.pop((bucket, key), [])
         remove(old)
 
 
 def remove(parts: list[Part]) -> None:
-    """Remove the files of parts that no object holds any more."""
+    """Remove the files of parts that no object uses any more."""
     for part in parts:
         if part.path:
             part.path.unlink()
@@ -182,7 +182,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send(parts)
 
     def _list(self, bucket: str, query: dict[str, str]) -> None:
-        """The objects of a bucket, all at once; no unfinished uploads, which nobody asks for in earnest."""
+        """All objects of a bucket; no unfinished uploads, which the contenders do not need."""
         if "uploads" in query:
             self._answer(200, xml("ListMultipartUploadsResult", Bucket=bucket, IsTruncated="false"))
             return

@@ -1,4 +1,4 @@
-"""What the export shall reach, beside what it did."""
+"""The targets of the export, and what it reached."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ class Line:
     text: str = "{:.2f}"
 
     def cell(self, results: Results, found: Found) -> str:
-        """A figure with its target; in bold where it misses it."""
+        """A figure with its target; in bold if it misses it."""
         value, target = self.value(results, found), self._target(found)
         if value is None:
             return ""
