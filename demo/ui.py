@@ -15,7 +15,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from typing import IO, Any
 
 from demo import services
 from demo.__main__ import FOLDER, LOG, airflow_failed, counted, number, relative
+from demo.cluster import free_port
 from demo.embedded_postgres import program
 from demo.guard import ask_to_stop, guarded
 from demo.steps import alive, say
@@ -170,12 +170,6 @@ def not_yet(port: int) -> str:
         return "the API server does not answer yet"
     waiting = [name.replace("_", " ") for name, part in parts.items() if part["status"] != "healthy"]
     return f"waiting for {', '.join(waiting)}" if waiting else ""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

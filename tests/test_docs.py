@@ -1,4 +1,4 @@
-"""What README and docs/ say is so: each snippet runs as a reader would run it, each table and link is true."""
+"""README and docs/ are true: each snippet runs as a reader would run it, each table and link is right."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def only(language: str, containing: str, page: str) -> str:
 def reader(
     tmp_path: Path, orders: int, engine: sa.Engine, exporter: sa.Engine, client: Any, endpoint: str, database: str
 ) -> dict[str, str]:
-    """The environment of somebody who has a database, a bucket, an export in it, and a file of notes."""
+    """The environment of a reader who has a database, a bucket, an export in it, and a file of notes."""
     if services.BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
         services.create_bucket(endpoint)
     where: dict[str, Any] = {"engine": exporter, "client": client, "bucket": services.BUCKET}
@@ -87,7 +87,7 @@ DAGS_OF_PIECES = [param for param in _DAGS if param not in DAGS]
 def test_a_program_runs_and_prints_what_it_says(
     program: str, reader: dict[str, str], exporter: sa.Engine, database: str, tmp_path: Path
 ) -> None:
-    """Nothing is changed but where the databases are; what stands in a comment behind print() is printed."""
+    """Only the addresses of the databases are changed; what a comment after print() says is printed."""
     if "pyarrow" in program:
         pytest.importorskip("pyarrow")
     ours = {
@@ -152,7 +152,7 @@ def test_a_dag_runs(
 
 @pytest.mark.parametrize("dag", DAGS_OF_PIECES)
 def test_a_dag_of_pieces_is_accepted(dag: str, airflow_home: Path) -> None:
-    """Airflow takes it as it stands; tests/postgres_to_s3/test_over_workers.py runs one."""
+    """Airflow accepts it unchanged; tests/postgres_to_s3/test_over_workers.py runs one."""
     names: dict[str, Any] = {}
     exec(dag, names)
     names["dag"].validate()
@@ -241,7 +241,7 @@ def test_the_arguments_of_the_operator_are_documented_with_their_defaults(airflo
 
 
 def test_the_operator_has_every_option() -> None:
-    """What the engine can be told, the operator can be told, and says the same default."""
+    """The operator has every option of the engine, with the same default."""
     import dataclasses
 
     for option in dataclasses.fields(Options):
@@ -258,7 +258,7 @@ def test_the_numbers_of_yield_per() -> None:
 
 
 def test_the_table_of_old_names(airflow_home: Path) -> None:
-    """Whoever comes from SqlToS3Operator finds every argument of it."""
+    """The table has every argument of SqlToS3Operator."""
     from airflow.providers.amazon.aws.transfers.sql_to_s3 import SqlToS3Operator
 
     (section,) = re.findall(r"^## Coming from SqlToS3Operator\n(.*?)^## ", README, re.S | re.MULTILINE)

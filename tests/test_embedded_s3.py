@@ -1,4 +1,4 @@
-"""The S3 server of the demo: SeaweedFS, ready, private, and gone with whoever started it."""
+"""The S3 server of the demo, SeaweedFS: ready, private, and ended with the program that started it."""
 
 from __future__ import annotations
 

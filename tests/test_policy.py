@@ -42,7 +42,7 @@ class Store:
     secrets: dict[str, dict[str, str]]
 
     def client(self, user: str) -> Any:
-        """A new client of a user: `exporter`, whose policy is the README's, `loader`, or `owner`."""
+        """A new client of a user: `exporter`, with the policy of docs/running.md, `loader`, or `owner`."""
         return boto3.client("s3", endpoint_url=self.endpoint, region_name=services.REGION, **self.secrets[user])
 
 
@@ -83,7 +83,7 @@ def owner(store: Store) -> Iterator[Any]:
 
 
 def test_exports_that_succeed(exporter: sa.Engine, store: Store, owner: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Small or in parts, new or in the place of another, with its pointer: nothing is refused, not even to a warning.
+    """Small or in parts, new or replacing another, with latest.json: nothing is refused, not even with a warning.
 
     (The server does not know that S3 answers 403 for an object that is not there unless s3:ListBucket is allowed.)
     """

@@ -1,4 +1,4 @@
-"""The page "Exports" in Airflow's UI, and the downloads: what a plugin of Airflow's registers.
+"""The page "Exports" in Airflow's UI, and the downloads, for a plugin to register.
 
 Every program of Airflow loads the plugins, but only the api-server serves this: the app is imported with its first
 request, so that a task pays neither the seconds nor the memory of FastAPI.
@@ -27,7 +27,7 @@ REACT_APPS: list[Any] = [
 
 
 def fastapi_apps(*more: str) -> list[Any]:
-    """What serves the page, as Airflow's plugins list it.
+    """The app that serves the page, as a plugin registers it.
 
     :param more: names of modules that add routes to `exports_page.api.app`; imported with it.
     """

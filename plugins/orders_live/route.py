@@ -13,10 +13,10 @@ from orders.models import STATUSES
 from orders.runs import FieldRefused
 from orders_live.reading import LiveOrders, checked
 
-#: Whoever may trigger it may download its table.
+#: Users who may trigger this DAG may download the table.
 DAG = "orders_export"
 
-#: How many there may be at a time in a process.
+#: Concurrent downloads that one process allows.
 slots = Slots(2)
 
 app.state.live = {"dag": DAG, "statuses": STATUSES}
@@ -24,13 +24,13 @@ app.state.live = {"dag": DAG, "statuses": STATUSES}
 
 @app.exception_handler(FieldRefused)
 async def refuse(_: Request, exc: FieldRefused) -> Response:
-    """The answer to a parameter that can't be, as FastAPI's own."""
+    """The answer to a parameter that is not allowed, in the format of FastAPI."""
     return JSONResponse({"detail": [{"type": "value_error", "loc": ["query", exc.field], "msg": exc.cause}]}, 422)
 
 
 @app.api_route("/orders.csv", methods=["GET", "HEAD"], dependencies=[Depends(same_site)])
 async def orders_csv(request: Request, user: User) -> Response:
-    """The table of the orders as it is now."""
+    """The orders table as it is now."""
 
     def prepare() -> Response:
         access = Access(user)

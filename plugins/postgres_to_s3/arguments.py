@@ -50,7 +50,7 @@ def check_names(given: Mapping[str, object]) -> None:
 
 @contextlib.contextmanager
 def of_task(task_id: object) -> Iterator[None]:
-    """Have a refusal in the block name the task: of a file that can't be imported, Airflow shows only our frames."""
+    """Add the task's id to an error in the block: for a DAG that can't be parsed, Airflow shows only our frames."""
     try:
         yield
     except InvalidArgument as exc:

@@ -47,9 +47,9 @@ def report(log: Any, exc: ExportError, *, postgres_conn_id: str | None, aws_conn
 
 
 class Readable:
-    """A block in which whatever fails for a reason is logged as `report` does, and raised without a traceback.
+    """A block whose errors are logged as `report` does, and raised without a traceback.
 
-    That is an `ExportError`, or an `AirflowFailException`, which no retry makes better.
+    This applies to `ExportError` and `AirflowFailException`; other errors are raised unchanged.
     """
 
     def __init__(self, log: Any, *, postgres_conn_id: str | None = None, aws_conn_id: str | None = None) -> None:

@@ -255,7 +255,7 @@ def move_latest(
             if there and there >= taken_at:
                 return False
             if found and not there:
-                log.warning("%s names no manifest and its time. This export replaces it.", bucket.url(key))
+                log.warning("%s does not name a manifest and its time. This export replaces it.", bucket.url(key))
             if bucket.put(key, body, replaces=found[1] if found else None, export_id=str(uuid.uuid4())):
                 return True
         raise VerificationError(f"Other exports kept changing {bucket.url(key)}.", "Retry.", transient=True)

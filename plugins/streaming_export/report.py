@@ -26,7 +26,7 @@ class ExportResult:
     :param key: key of the file, or of the first of several; None if there were no rows and `on_empty` is "skip".
     :param rows: number of data rows, without headers.
     :param rows_verified: whether the database counted the same number in the same snapshot.
-    :param unique: whether the unique key is unique and never NULL; None if there is none, or nobody has looked.
+    :param unique: whether the unique key is unique and never NULL; None if unknown, or there is no key.
     :param bytes: size of all files.
     :param sha256: of the file's content, in hex; None for several files.
     :param etag: of the file, without quotes; None for several files.
@@ -147,7 +147,7 @@ def log_end(result: ExportResult) -> None:
 
 
 def warn_of_key(unique_key: str | None, faults: KeyFaults | None) -> None:
-    """Log what an ingest will refuse, if there is something."""
+    """Warn if the unique key is NULL or repeated, which an ingest refuses."""
     if not faults:
         return
     log.warning("unique_key=%r should be unique and never NULL, but %s.", unique_key, faults)

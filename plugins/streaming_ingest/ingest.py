@@ -52,11 +52,6 @@ class IngestResult:
     seconds: float
     load_again: tuple[str, ...] = ()
 
-    @property
-    def already_loaded(self) -> bool:
-        """Whether this manifest had been loaded before, so that nothing was changed."""
-        return self.outcome == "already_loaded"
-
 
 def ingest(
     manifest_url: str,

@@ -70,7 +70,7 @@ def test_every_dag_file_imports(dags: DagBag) -> None:
 
 
 def test_every_dag_is_fit_for_operation(dags: DagBag) -> None:
-    """Each DAG tells whoever is on call what it is, doesn't run the past by itself, and retries."""
+    """Each DAG has documentation, does not catch up by itself, and retries."""
     for dag_id, dag in dags.dags.items():
         assert dag.doc_md, f"{dag_id}: set doc_md=__doc__ and say what it does and what to do when it fails"
         assert dag.catchup is False, f"{dag_id}: set catchup=False; the past is for backfills"
@@ -265,7 +265,7 @@ def test_the_form_refuses(orders_export: Any, wrong: dict[str, Any]) -> None:
 
 
 def test_the_file_of_a_day(runnable: Callable[[str], Any], client: Any, engine: sa.Engine) -> None:
-    """A run has the orders that were created in its data interval, and its event tells the window."""
+    """A run has the orders that were created in its data interval, and its event has the window."""
     run = runnable("orders_export_daily").test(logical_date=datetime(2026, 11, 6, tzinfo=UTC))
     assert run.state == "success"
     assert keys(client, services.BUCKET) == ["orders/daily/dt=2026-11-05/orders-20261105.csv"]
@@ -317,7 +317,7 @@ def test_a_query_in_a_file(runnable: Callable[[str], Any], client: Any, engine: 
 def test_the_deadline(
     runnable: Callable[[str], Any], client: Any, caplog: pytest.LogCaptureFixture, dags: DagBag
 ) -> None:
-    """At 04:00 somebody is told what is not published, and nobody if all is."""
+    """At 04:00 an alert names what is not published; there is none if everything is."""
     deadline = runnable("orders_deadline")
     assert deadline.get_task("check_published").on_failure_callback
     at_four = datetime(2026, 11, 7, 4, tzinfo=UTC)

@@ -20,7 +20,7 @@ HTML = "<img src=x onerror=alert(1)>"
 
 @pytest.fixture
 def fresh(airflow: Airflow) -> None:
-    """The bucket is listed anew for this test."""
+    """The bucket is listed again for this test."""
     relist()
 
 

@@ -205,7 +205,7 @@ def test_a_download_that_fails(
 
 
 def test_permissions(window: Open, running: Browser, airflow: Airflow, keys: list[str]) -> None:
-    """A viewer has no download and no form, and is told why; without a credential there is Airflow's login."""
+    """A viewer has no download and no form, and sees why; without a credential there is Airflow's login."""
     for user, allowed in (("viewer", False), ("user", True), ("admin", True)):
         with window(user) as page:
             show(page, airflow)

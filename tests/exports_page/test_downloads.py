@@ -1,4 +1,4 @@
-"""The downloads, in Airflow's real app: what browsers, curl and requests get, and what they are never told."""
+"""The downloads, in Airflow's real app: what browsers, curl and requests get; a failed one never looks complete."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class StoreProxy:
         assert rule.hits, f"the fault has not happened: nothing asked for {operations}"
 
     def action_for(self, operation: str) -> Action:
-        """What shall happen to a request."""
+        """What happens to a request."""
         return next((rule.action for rule in list(self._rules) if rule.takes(operation)), self.default)
 
     def close(self) -> None:
@@ -317,7 +317,7 @@ def reset_half_way(exchange: Exchange) -> None:
 
 
 def damage(exchange: Exchange) -> None:
-    """The body arrives damaged. A store tells by the checksum that came with it, as S3 does; the tests' takes any."""
+    """The body arrives damaged. S3 notices by the checksum in the request; the tests' store does not."""
     assert exchange.header("x-amz-checksum-crc32"), "a body was sent without a checksum"
     refuse("BadDigest", 400)(exchange)
 

@@ -310,7 +310,7 @@ class World:
         assert ".. " not in told, f"the error is not made of sentences: {told}"
 
     def _check_manifest(self, after: Visible) -> None:
-        """A manifest is of the object that is there, or whoever reads by it notices."""
+        """A manifest describes the object that is there, or its readers notice."""
         if after.manifest is None or self._describes(after):
             return
         bucket = Bucket(self.direct, self.bucket)

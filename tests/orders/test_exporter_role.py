@@ -148,7 +148,7 @@ def test_the_role_is_read_only_by_itself(exporter: sa.Engine, shop: sa.Engine) -
 
 
 def test_the_script_runs_again_by_psql(shop: sa.Engine) -> None:
-    """Run once more, and by psql, it changes nothing; after the table was made anew it restores the grants."""
+    """Run once more, and by psql, it changes nothing; after the table was created again it restores the grants."""
     before = rights(shop)
     assert [name for name, _ in before] == ["orders_exporter", "orders", "pg_read_all_stats"]
     psql(shop)

@@ -58,7 +58,7 @@ def chosen(client: Any, bucket: str, run: Any, **changed: Any) -> str:
 )
 @pytest.mark.parametrize("run_type", ["manual", "scheduled", "backfill"])
 def test_whatever_is_changed_makes_a_selection(client: Any, bucket: str, run_type: str, changed: Any) -> None:
-    """Each field of the form, whoever started the run, keeps it away from the nightly file."""
+    """Any changed field of the form keeps the run away from the nightly file, however it was started."""
     assert chosen(client, bucket, dag_run(changed, run_type=run_type), **changed) == "export_selection"
 
 
@@ -77,7 +77,7 @@ def test_a_run_by_hand_never_replaces_a_nightly_file(published: None, client: An
 
 
 def test_something_else_in_the_place_of_a_manifest(client: Any, bucket: str) -> None:
-    """Whether another run has published the file can't be told then: the run fails, and names what is there."""
+    """If the manifest can't be read, nobody knows which run published the file: the run fails, and names it."""
     client.put_object(Bucket=bucket, Key=f"{KEY}.manifest.json", Body=b'{"a": 1}')
     with pytest.raises(ManifestInvalid, match=f"s3://{bucket}/{KEY}.manifest.json"):
         chosen(client, bucket, dag_run())

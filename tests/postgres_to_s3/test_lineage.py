@@ -1,4 +1,4 @@
-"""What an export tells OpenLineage, and that it needs no OpenLineage."""
+"""What an export reports to OpenLineage, and that it runs without OpenLineage."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_what_was_read_and_written(make: Make, orders: int, schema: str, client:
 
 
 def test_each_file(make: Make, orders: int, bucket: str) -> None:
-    """An export of several files tells of each."""
+    """An export of several files reports each."""
     operator = make(max_file_rows=10_000)
     operator.execute(CONTEXT)
     written = operator.get_openlineage_facets_on_complete(None).outputs
@@ -71,7 +71,7 @@ def test_each_file(make: Make, orders: int, bucket: str) -> None:
 
 
 def test_nothing_was_published(make: Make, orders: int) -> None:
-    """An export that failed tells of nothing."""
+    """An export that failed reports nothing."""
     operator = make(query=select_orders().where(sa.false()), on_empty="fail")
     with pytest.raises(EmptyResult):
         operator.execute(CONTEXT)
@@ -103,7 +103,7 @@ if __name__ == "__main__":
 
 
 def test_in_a_run(airflow_database: None, orders: int, bucket: str, schema: str, tmp_path: Path) -> None:
-    """Airflow's OpenLineage provider asks the task, and sends what it tells."""
+    """Airflow's OpenLineage provider asks the task, and sends its answer."""
     dags, events = tmp_path / "dags", tmp_path / "events.jsonl"
     dags.mkdir()
     (dags / "lineage.py").write_text(DAG_FILE.format(bucket=bucket))
@@ -125,7 +125,7 @@ def test_in_a_run(airflow_database: None, orders: int, bucket: str, schema: str,
 
 
 def test_nothing_is_sent_by_these_tests(airflow_home: Path) -> None:
-    """The provider is installed, and nobody has told it where to send what it is told."""
+    """The provider is installed, but not configured."""
     from airflow.providers.openlineage import conf
 
     assert conf.is_disabled()

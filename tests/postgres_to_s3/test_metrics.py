@@ -48,7 +48,7 @@ def metrics(make: Make) -> Iterator[Backend]:
 
 
 def test_what_was_published(make: Make, orders: int, metrics: Backend) -> None:
-    """Rows, bytes and time of an export, as its XCom tells them."""
+    """Rows, bytes and time of an export, as in its XCom."""
     summary = make().execute(CONTEXT)
     assert metrics.given == {
         "postgres_to_s3.rows": orders,

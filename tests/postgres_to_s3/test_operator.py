@@ -289,7 +289,7 @@ def test_on_kill(make: Make, orders: int, client: Any, bucket: str, engine: sa.E
 
 
 def test_a_dba_sees_who_reads(make: Make, orders: int, client: Any, bucket: str) -> None:
-    """The connections' application_name tells DAG, task and run."""
+    """The connections' application_name has the DAG, the task and the run."""
     make(query="SELECT current_setting('application_name') AS name", unique_key=None).execute(CONTEXT)
     assert content(client, bucket, "a/file.csv") == b"name\nairflow a_dag.a_task a_run\n"
 

@@ -1,4 +1,4 @@
-"""RetryByCause: which failures are tried again, as the table of docs/running.md tells."""
+"""RetryByCause: which failures are retried, as in the table of docs/running.md."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_lock_retries(fail: Fail, engine: sa.Engine, database: str, schema: st
 
 
 def test_a_session_that_is_ended_retries(fail: Fail, engine: sa.Engine) -> None:
-    """A fail-over, or an administrator, ends it; libpq tells of it with a SQLSTATE or without one."""
+    """A fail-over, or an administrator, ends it; libpq reports it with or without a SQLSTATE."""
     name = f"ended {uuid.uuid4().hex}"
     running = Running(lambda: fail(FOR_EVER, application_name=name, verify_rows=False))
     terminate = sa.text(
@@ -186,7 +186,7 @@ def test_a_login_that_is_refused_fails(fail: Fail, database: str, arguments: dic
     ],
 )
 def test_what_is_said_while_connecting(airflow_home: Path, said: str, expected: str) -> None:
-    """What can be told from the server's English fails; all else, and other languages, are retried."""
+    """A login that the server refuses in English fails; everything else, and other languages, are retried."""
     text = f'connection to server at "db.example.com" (10.0.0.2), port 5432 failed: {said}'
     error = database_error("looking for transactions", psycopg2.OperationalError(f"{text}\n\tIs the server running?\n"))
     assert reaction(error) == expected
@@ -266,7 +266,7 @@ def test_a_store_that_is_not_there_retries(fail: Fail) -> None:
     ],
 )
 def test_what_the_store_answers(fail: Fail, store: Any, code: str, expected: str) -> None:
-    """A store's refusal is told by its code."""
+    """A store's refusal is recognized by its code."""
     hook(store, "PutObject", lambda params: refusal(code))
     error = fail(client=store)
     assert isinstance(error, StoreError)
@@ -287,7 +287,7 @@ def test_what_the_store_answers(fail: Fail, store: Any, code: str, expected: str
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value,
 )
 def test_what_boto3_raises(fail: Fail, store: Any, raised: Exception, expected: str) -> None:
-    """An answer that never came is told by boto3's own exception."""
+    """A missing answer is recognized by boto3's exception."""
 
     def lose(params: dict[str, Any]) -> None:
         raise raised
@@ -434,7 +434,7 @@ def dag(airflow_database: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_in_a_run(dag: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cause to mend fails in the first try; one that may pass is tried as often as the task says."""
+    """A permanent failure fails at once; a transient one is retried as often as the task says."""
     bundles = [
         {
             "name": "retries",
@@ -456,7 +456,7 @@ def test_in_a_run(dag: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_dag_with_the_policy_serializes(dag: Any) -> None:
-    """The scheduler reads the DAG from the database, where it is told that there is a policy."""
+    """The scheduler reads the DAG from the database, which says that there is a policy."""
     from airflow.serialization.serialized_objects import DagSerialization
 
     stored = json.loads(json.dumps(DagSerialization.serialize_dag(dag)))

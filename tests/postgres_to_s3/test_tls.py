@@ -119,7 +119,7 @@ def test_a_wrong_certificate_is_refused(
     ended: bool,
     why: str,
 ) -> None:
-    """The error says what is wrong with it; the server has not been told so much as a name."""
+    """The error says what is wrong with it; the server has not even got the user's name."""
     with behind(request.getfixturevalue(who).context(host, ended)) as proxy:
         refused(make, client, bucket, why)
         assert (proxy.asked, proxy.accepted, proxy.plain) == (1, 0, 0)

@@ -317,7 +317,7 @@ def test_other_drivers_are_refused(client: Any, url: str) -> None:
 
 
 def test_the_run_may_be_called_anything(exported: Exports, client: Any, bucket: str) -> None:
-    """What the manifest tells of the run is data as well, even what UTF-8 can't hold."""
+    """The manifest's description of the run may be any text, even half a surrogate pair."""
     names = {"run": "\ud800", "dag": '\0 " \\ \u2028', "try": 1}
     exported("SELECT 1 AS a", run=names)
     assert manifest(client, bucket)["run"] == names

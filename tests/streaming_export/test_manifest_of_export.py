@@ -31,7 +31,7 @@ def run(exporter: sa.Engine, client: Any, bucket: str, **arguments: Any) -> Any:
 
 
 def test_what_it_says(orders: int, exporter: sa.Engine, client: Any, bucket: str) -> None:
-    """Columns, key, snapshot and run are there for whoever asks later what this file was."""
+    """The manifest has columns, key, snapshot and run, so that anyone can find out later what the file was."""
     run_of = {"dag": "d", "task": "t", "run": "r", "try": 2}
     before = datetime.now(UTC)
     document = run(exporter, client, bucket, run=run_of)

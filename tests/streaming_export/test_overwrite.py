@@ -1,4 +1,4 @@
-"""overwrite=False: what is there already stays, whoever wrote it and whenever."""
+"""overwrite=False: an existing object stays, whoever wrote it and whenever."""
 
 from __future__ import annotations
 

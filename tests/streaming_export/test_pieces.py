@@ -37,7 +37,7 @@ Place = dict[str, Any]
 
 @pytest.fixture
 def place(exporter: sa.Engine, orders: int) -> Place:
-    """What all programs are told."""
+    """The arguments that all programs share."""
     return {"engine": exporter, "unique_key": "id"}
 
 

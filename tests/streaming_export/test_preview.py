@@ -16,7 +16,7 @@ SECRET = "jane@example.com"
 
 
 def test_a_preview_writes_nothing(orders: int, exporter: sa.Engine, client: Any, bucket: str) -> None:
-    """It tells columns, an estimate near the truth, and the keys; nothing is in the bucket afterwards."""
+    """It has the columns, a good estimate, and the keys; nothing is in the bucket afterwards."""
     values = dict.fromkeys(("created_from", "created_to", "statuses"))
     arguments: dict[str, Any] = {"engine": exporter, "client": client, "bucket": bucket, "key": "a/orders.csv"}
     found = preview(select_orders_by(), parameters=values, unique_key="id", compression="zstd", **arguments)

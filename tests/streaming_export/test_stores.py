@@ -90,7 +90,7 @@ def send(store: Store, exporter: sa.Engine) -> Send:
 
 
 def test_again_and_in_any_order(store: Store, send: Send) -> None:
-    """A small file, a large one, each again, and each in the place of the other: all succeed, night after night."""
+    """A small file, a large one, each again, and each replacing the other: all succeed, night after night."""
     many = MANY // 2 if store.name == "slow" else MANY
     for night, (query, rows) in enumerate([(SMALL, FEW), (SMALL, FEW + 1), (LARGE, many), (LARGE, many), (SMALL, FEW)]):
         result = send(query, rows, run={"run": str(night)})

@@ -32,7 +32,7 @@ class Running:
 
 
 def eventually(condition: Callable[[], object]) -> bool:
-    """Whether a condition that no event tells of comes true."""
+    """Whether a condition becomes true; for conditions without an event."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:

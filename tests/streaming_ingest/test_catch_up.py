@@ -249,7 +249,7 @@ def edited(text: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
 def test_broken_manifests_hold_up_nothing(
     shop: Shop, run: Callable[..., Any], table: Callable[[], dict[int, str]], client: Any
 ) -> None:
-    """They are named, the run fails at its end, and everything else is loaded; mended, they are loaded, too."""
+    """They are named, the run fails at its end, and everything else is loaded; once fixed, they are loaded, too."""
     url = shop.day(1)
     good = client.get_object(Bucket=shop.bucket.name, Key=url.split("/", 3)[3])["Body"].read()
     wrong = {manifest.manifest_key(key): change(good) for key, change in broken(shop)}
@@ -280,7 +280,7 @@ def test_a_huge_manifest_is_not_read(
 
 
 def test_a_store_that_fails(shop: Shop, run: Callable[..., Any], table: Callable[[], dict[int, str]]) -> None:
-    """What may pass by itself is the error of the run: a retry goes on where it ended."""
+    """A transient failure ends the run: a retry continues from there."""
     for day in (1, 2, 3):
         shop.day(day)
     fails = [True]
@@ -299,7 +299,7 @@ def test_a_store_that_fails(shop: Shop, run: Callable[..., Any], table: Callable
 
 
 def test_a_look_at_many(shop: Shop) -> None:
-    """A listing goes on over pages, from where it is told."""
+    """A listing continues over pages, from `start_after`."""
     client, keys = shop.bucket.client, [f"many/{n:04}" for n in range(5)]
     for key in keys:
         client.put_object(Bucket=shop.bucket.name, Key=key, Body=b"x")

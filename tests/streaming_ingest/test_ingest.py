@@ -179,7 +179,7 @@ def test_first_load_makes_the_table(
 ) -> None:  # fmt: skip
     """Schema, table and history are made from the manifest, with the unique key as primary key."""
     result = load(publish())
-    assert (result.outcome, result.rows, result.already_loaded) == ("replaced", 3, False)
+    assert (result.outcome, result.rows) == ("replaced", 3)
     assert loaded() == [(1, "one"), (2, ""), (3, None)]
     assert history() == [("replaced", 3)]
     assert sql(
@@ -243,7 +243,7 @@ def test_the_same_event_twice(
     load(first)
     sql(f"UPDATE \"{analytics}\".loaded SET name = 'touched'")
     before = loaded(), history()
-    assert load(first).already_loaded
+    assert load(first).outcome == "already_loaded"
     assert (loaded(), history()) == before
 
 
@@ -363,7 +363,7 @@ def test_bytes_that_were_tampered_with(
 
 
 def test_an_object_that_is_gone(publish: Publish, load: Load, client: Any, bucket: str) -> None:
-    """A file that the lifecycle removed is told from one that was replaced."""
+    """The error for a file that the lifecycle removed is not that for a replaced one."""
     result = publish()
     client.delete_object(Bucket=bucket, Key="items.csv")
     with pytest.raises(ObjectChanged, match="it is gone"):
@@ -396,7 +396,7 @@ def test_a_manifest_cannot_speak_sql(
 def test_a_column_that_was_added(
     publish: Publish, load: Load, loaded: Callable[[], list[Any]], sql: Callable[[str], list[Any]]
 ) -> None:
-    """A new column is named and nothing is loaded, unless the consumer was told to add columns.
+    """A new column is named and nothing is loaded, unless add_columns is set.
 
     Events from before it stay without effect.
     """
@@ -427,14 +427,14 @@ def test_columns_that_were_removed_or_changed(
 
 
 def test_columns_in_another_order(publish: Publish, load: Load, loaded: Callable[[], list[Any]]) -> None:
-    """Columns are told by name, not by place."""
+    """Columns are matched by name, not by position."""
     load(publish())
     load(publish("SELECT name, id FROM items"))
     assert loaded()[0] == (1, "one")
 
 
 def test_rows_are_counted(publish: Publish, load: Load, edit: Callable[..., None]) -> None:
-    """If Postgres got another number of rows than the manifest tells, nothing stays."""
+    """If Postgres loaded another number of rows than the manifest lists, everything is rolled back."""
     result = publish()
     edit(lambda document: (document.update(rows=4), document["files"][0].update(rows=4)))
     with pytest.raises(VerificationError, match=r"loaded 3 rows .* lists 4"):

@@ -1,4 +1,4 @@
-"""What the database counts of a query, in the snapshot that is exported: its rows, and faults of its unique key."""
+"""Counts a query's rows, and the faults of its unique key, in the exported snapshot."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _QUERY_CANCELED = "57014"
 
 @dataclass(frozen=True, slots=True)
 class KeyFaults:
-    """How often a key that should be unique and never NULL is not.
+    """How often a unique key is NULL or repeated.
 
     :param nulls: rows whose key is NULL.
-    :param repeated: rows whose key another row has too, but for one of each value.
+    :param repeated: rows that repeat the key of another row; the first row of each value does not count.
     """
 
     nulls: int
@@ -41,14 +41,14 @@ def count_rows(connection: sa.Connection, query: Query) -> int:
 
 
 def count_keys(connection: sa.Connection, query: Query) -> tuple[int, KeyFaults]:
-    """The number of rows, and the faults of the key: one pass, which sorts the keys where no index does."""
+    """The number of rows, and the faults of the key; one pass, which sorts the keys if no index does."""
     return _faults(_only(connection, query.count_keys()))
 
 
 def keys_within(
     connection: sa.Connection, query: Query, seconds: float, stop: Stop
 ) -> tuple[int, KeyFaults] | tuple[None, None]:
-    """The same; None if it takes longer than so many seconds.
+    """The same as `count_keys`; None if it takes longer than `seconds`.
 
     :raises DatabaseError: if Postgres fails.
     :raises Stopped: if the stop is set.
@@ -58,7 +58,7 @@ def keys_within(
 
 
 def rows_within(connection: sa.Connection, query: Query, seconds: float, stop: Stop) -> int | None:
-    """The number of rows; likewise."""
+    """The same as `count_rows`; None if it takes longer than `seconds`."""
     row = _within(connection, query.count(), seconds, stop)
     return int(row[0]) if row else None
 
@@ -80,5 +80,5 @@ def _only(connection: sa.Connection, sql: str) -> Any:
 
 
 def _faults(row: Any) -> tuple[int, KeyFaults]:
-    rows, keys, different = map(int, row)  # text, where the connection reads the key's type as text
+    rows, keys, different = map(int, row)  # text if the connection reads the key's type as text
     return rows, KeyFaults(rows - keys, keys - different)

@@ -71,7 +71,7 @@ class Query:
         return f"SELECT count(*) FROM {self._source}"
 
     def count_keys(self) -> str:
-        """The statement that counts the query's rows, those that have a key, and the different keys."""
+        """The statement that counts the query's rows, the keys that are not NULL, and the distinct keys."""
         key = self._key.column
         return f"SELECT count(*), count({key}), count(DISTINCT {key}) FROM {self._source}"
 

@@ -31,7 +31,7 @@ KeyRange = tuple[str | None, str | None]
 #: All keys.
 EVERYTHING: KeyRange = (None, None)
 
-_LOOK_SECONDS = 30.0  # how long the owner may look for faults of the key, where that counts nothing that is needed
+_LOOK_SECONDS = 30.0  # how long the owner may look for faults of the key, if the rows are counted anyway
 
 _STOP_SECONDS = 5.0  # how long a stopped reader may take to end before it is left behind
 
@@ -69,7 +69,7 @@ class Reader:
         self.verified = self._ranges or self._owner_counts or self._reader_counts
         self._counted: int | None = None
         self._looks = count and self._query.key is not None and not plan.unique
-        #: What is wrong with the key, once all is read; None if nobody has looked, or there is no key.
+        #: Faults of the key, once everything is read; None if unknown, or there is no key.
         self.key_faults: KeyFaults | None = KeyFaults(0, 0) if plan.unique else None
         self._read_ahead = ReadAhead[KeyRange](stop)
         jobs = [("feeder", self._feed)]
@@ -149,14 +149,14 @@ class Reader:
             self._counted = count_rows(connection, self._query)
 
     def _look(self) -> None:
-        """Look for faults of the key; an export does not fail because that can't be done."""
+        """Look for faults of the key; a failure of this does not fail the export."""
         try:
             _, self.key_faults = keys_within(self._snapshot.owner, self._query, _LOOK_SECONDS, self._stop)
             why = "counting took too long."
         except DatabaseError as exc:
             why = exc.failed
         if self.key_faults is None:
-            log.info("Nobody knows whether unique_key=%r is unique: %s", self._query.unique_key, why)
+            log.info("It is not known whether unique_key=%r is unique: %s", self._query.unique_key, why)
 
     def _job(self, method: Method) -> Callable[[], None]:
         with translated("beginning to read"):

@@ -37,7 +37,7 @@ class CsvStream:
         self.rows = 0
         #: Whether the rows are compared with the database's own count; valid once reading has begun.
         self.verified = False
-        #: What is wrong with the unique key, at the end; None if there is none, or nobody has looked.
+        #: Faults of the unique key, at the end; None if unknown, or there is no key.
         self.key_faults: KeyFaults | None = None
 
     def __enter__(self) -> CsvStream:

@@ -31,7 +31,7 @@ class Setting:
         self.threads: list[Running] = []
 
     def held(self) -> int:
-        """Bytes that wait for the consumer: nothing else tells them apart from those on their way."""
+        """Bytes that wait for the consumer, without those on their way."""
         with self.stop.changing():
             return sum(len(chunk) for piece in self.read_ahead._pieces for chunk in piece.chunks)
 

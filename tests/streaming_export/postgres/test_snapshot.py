@@ -225,7 +225,7 @@ def test_a_role_that_may_not_read(role: sa.Engine, numbers: None) -> None:
 
 
 def test_a_database_that_does_not_answer() -> None:
-    """A database that can't be reached is an error that may pass, without the password."""
+    """A database that can't be reached is a transient error, without the password."""
     engine = sa.create_engine("postgresql+psycopg2://someone:hunter2@/somewhere?host=/nowhere")
     with pytest.raises(DatabaseError, match=r"^Cannot connect to the database: .*/nowhere/") as caught:
         read("SELECT 1 AS a", engine=engine)

@@ -56,7 +56,7 @@ def test_a_parameter(numbers: None, exporter: sa.Engine) -> None:
 
 
 def test_a_row_that_is_missing_is_an_error_at_the_end(execute: Execute, exporter: sa.Engine, ranges: None) -> None:
-    """All other rows have come by then: whoever sends them on must break off, not end."""
+    """All other rows have arrived by then: a program that sends them on must fail, not end normally."""
     execute("CREATE TABLE nullable (id int UNIQUE); INSERT INTO nullable VALUES (1), (2), (NULL)")
     got: list[bytes] = []
     with (

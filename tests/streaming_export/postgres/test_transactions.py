@@ -1,4 +1,4 @@
-"""Exports of a window: no row is missing whose transaction began in it, and what can't be seen is told."""
+"""Exports of a window: no row is missing whose transaction began in it, and what can't be seen is reported."""
 
 from __future__ import annotations
 

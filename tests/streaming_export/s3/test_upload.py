@@ -173,7 +173,7 @@ def test_larger_content_is_a_multipart_upload(client: Any, bucket: str, size: in
 
 @pytest.mark.parametrize("chunk", [65_537, 3 * MiB - 1, MIN_PART_BYTES, len(DATA)])
 def test_writes_of_any_size(client: Any, bucket: str, chunk: int) -> None:
-    """However the content is cut into writes, it arrives as it is, and the answer tells its size and sums."""
+    """However the content is split into writes, it arrives unchanged, and the result has its size and checksums."""
     stored = send(client, bucket, *(DATA[at : at + chunk] for at in range(0, len(DATA), chunk)))
     head = client.head_object(Bucket=bucket, Key="a.csv")
     assert content(client, bucket, "a.csv") == DATA
@@ -680,7 +680,7 @@ def test_a_part_that_arrives_after_the_abort_does_not_stay(client: Any, bucket: 
 
 @pytest.mark.parametrize("data", [b"small", DATA], ids=["small", "multipart"])
 def test_nothing_is_published_once_the_flag_is_set(client: Any, bucket: str, before: bytes, data: bytes) -> None:
-    """An export that shall end completes nothing."""
+    """An export that is stopped completes nothing."""
     stop = Stop()
     with pytest.raises(Stopped), uploading(client, bucket, stop) as upload:  # noqa: PT012
         upload.write(data)
