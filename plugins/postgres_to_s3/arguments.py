@@ -35,6 +35,8 @@ _NAMES = {"key": "s3_key", "bucket": "s3_bucket", "mask_key": "mask_conn_id"}
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 _QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"", re.DOTALL)
 _NAME = re.compile(r'(?:"[^"]+"|[\w$]+)(?:\.(?:"[^"]+"|[\w$]+))*')
+# Where %s can't be a modulo.
+_POSITIONAL = re.compile(r"(?:[=<>(,]|\b(?:like|ilike|limit|offset|between|and|or|not|in))\s*%s\b", re.IGNORECASE)
 _READING = ("select", "with", "values", "table")
 
 
@@ -103,8 +105,11 @@ def _check_query(query: str) -> None:
     word = re.match(r"\w*", text)
     if word is None or word[0].lower() not in _READING:
         raise InvalidArgument("query", f"{text[:20]}…", "one SELECT (or WITH, VALUES, TABLE): an export only reads")
-    if old := re.search(r"%\((\w+)\)s", _QUOTED.sub("''", text)):
+    unquoted = _QUOTED.sub("''", text)
+    if old := re.search(r"%\((\w+)\)s", unquoted):
         raise InvalidArgument("query", old[0], f"write :{old[1]}")
+    if _POSITIONAL.search(unquoted):
+        raise InvalidArgument("query", "%s", "write :name, and a value for each name into parameters")
 
 
 def _check_window(window: Any, rendered: bool) -> None:
