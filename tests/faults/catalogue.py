@@ -464,7 +464,7 @@ POSTGRES = [
         _UNPUBLISHED,
     ),
     Fault("postgres", "all rows change before the readers come", _rows_changed_meanwhile, True),
-    Fault("postgres", "statement_timeout", _statement_timeout, False, "57014.*Nothing was published.*raise"),
+    Fault("postgres", "statement_timeout", _statement_timeout, False, "57014.*Nothing was published.*slow store"),
     Fault("postgres", "a sort needs more disk than is allowed", _too_little_disk_allowed, False, "53400.*raise it"),
     Fault("postgres", "the disk is full while sorting", _disk_full, False, "53100.*Nothing was published.*an index"),
     Fault(

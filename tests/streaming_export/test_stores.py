@@ -19,6 +19,7 @@ from botocore.config import Config
 
 from demo import services
 from streaming_export import Bucket, ExportResult, ManifestError, StoreError, manifest, published_by
+from streaming_export.s3 import parts
 from streaming_export.s3.parts import MIN_PART_BYTES
 from tests.conftest import content, open_uploads
 from tests.stores import SETTINGS, STORES
@@ -97,6 +98,21 @@ def test_again_and_in_any_order(store: Store, send: Send) -> None:
         assert result.parts == (1 if query == SMALL else 1 + result.bytes // MIN_PART_BYTES)
         assert published_by(Bucket(store.client, store.bucket), KEY) == str(night)
     assert store.name == "no listing" or open_uploads(store.client, store.bucket) == []
+
+
+def test_an_estimate_that_was_wrong(
+    store: Store, send: Send, exporter: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts that have to grow are right, but where all must have one size: what the error says helps there."""
+    monkeypatch.setattr(parts, "_PARTS_BEFORE_GROWTH", 1)
+    if store.name != "equal parts":
+        assert send(LARGE, MANY).parts == 2
+        return
+    with pytest.raises(StoreError, match="parts of one size only: pass max_file_bytes"):
+        send(LARGE, MANY)
+    place = {"client": store.exporting(), "bucket": store.bucket, "key": KEY}
+    result = export(LARGE.format(rows=MANY), engine=exporter, **place, max_file_bytes=MIN_PART_BYTES)
+    assert (result.rows, len(result.files)) == (MANY, 3)
 
 
 def test_what_fails_leaves_what_was_there(store: Store, send: Send) -> None:
