@@ -65,7 +65,9 @@ class _Quirks:
 class Bucket:
     """A bucket. A request that fails transiently is repeated, with growing pauses.
 
-    :param client: a boto3 S3 client; its own retries come in addition.
+    :param client: a boto3 S3 client; its own time-outs and retries come in addition. With boto3's defaults a store that
+        does not answer is given up after six minutes, with ``Config(connect_timeout=10, read_timeout=20,
+        retries={"total_max_attempts": 1})``, which the operator uses, within two.
     :param name: of the bucket.
     :param extra_args: further arguments of the requests by their boto3 names, such as ``ServerSideEncryption``,
         ``SSEKMSKeyId``, ``ACL``, ``StorageClass``, ``Metadata``; each goes to every request that knows it.
