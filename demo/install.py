@@ -17,7 +17,7 @@ from steps import alive, say
 FOLDER = Path(".venv")
 PYTHON = str(FOLDER / "bin" / "python")
 LOG = FOLDER / "install.log"
-SIZES = "1 to 3 minutes, about 200 MB to download and 900 MB on disk"
+SIZES = "1 to 3 minutes, about 150 MB to download and 900 MB on disk"
 
 
 def main(files: list[str]) -> int:
