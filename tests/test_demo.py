@@ -103,4 +103,4 @@ def test_the_first_install_is_announced(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "needs the network, 1 to 3 minutes, about 150 MB to download" in done.stdout
+    assert "needs the network and 1 to 3 minutes, about 150 MB to download" in done.stdout

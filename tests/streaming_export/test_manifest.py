@@ -321,7 +321,7 @@ def test_what_cannot_be_read_is_replaced(
     client.put_object(Bucket=bucket, Key=LATEST, Body=rubbish)
     assert manifest.move_latest(there, LATEST, "s3://b/one", datetime(2026, 1, 1, tzinfo=UTC))
     assert named(client, bucket) == "s3://b/one"
-    assert f"s3://{bucket}/{LATEST} names no manifest" in caplog.text
+    assert f"s3://{bucket}/{LATEST} does not name a manifest" in caplog.text
 
 
 def test_a_failure_says_that_the_export_is_published(there: Bucket, client: Any, bucket: str) -> None:
