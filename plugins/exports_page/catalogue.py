@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from itertools import islice
 from pathlib import PurePosixPath
-from typing import Any
 
 from botocore.exceptions import BotoCoreError
 from urllib3.exceptions import HTTPError
@@ -162,18 +162,10 @@ class Catalogue:
 
     def _list(self) -> None:
         self._until = time.monotonic() + FRESH_SECONDS
-        bucket, found, seen = self.bucket(), [], 0
-        page: dict[str, Any] = {}
-        while True:
-            answer = bucket.request("list_objects_v2", "", "listing", **page)
-            for item in answer.get("Contents", []):
-                seen += 1
-                if one := listed(item, bucket.name):
-                    found.append(one)
-            more = bool(answer.get("IsTruncated"))
-            if not more or seen >= MOST_OBJECTS:
-                break
-            page = {"ContinuationToken": answer["NextContinuationToken"]}
+        bucket = self.bucket()
+        objects = bucket.list("")
+        found = [one for item in islice(objects, MOST_OBJECTS) if (one := listed(item, bucket.url(item.key)))]
+        more = next(objects, None) is not None
         self._listing, self.problem = Listing(datetime.now(UTC), by_series(found), more), None
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime
 
+from streaming_export.s3 import objects
+
 _SUFFIX = ".manifest.json"
 
 # A date as in 2026-11-24 or 20261124. If a time follows, the rest is part of a run's id.
@@ -38,17 +40,15 @@ class Listed:
     day: date | None
 
 
-def listed(item: dict[str, object], bucket: str) -> Listed | None:
-    """An item under ``Contents`` of a listing; None if it is not a manifest.
+def listed(item: objects.Listed, url: str) -> Listed | None:
+    """An object as a manifest; None if it is not one.
 
-    :param bucket: its name.
+    :param url: of the object.
     """
-    key, modified = str(item["Key"]), item["LastModified"]
-    assert isinstance(modified, datetime)
+    key = item.key
     if not key.endswith(_SUFFIX):
         return None
-    etag = str(item.get("ETag", "")).strip('"')
-    return Listed(key, f"s3://{bucket}/{key}", etag, int(str(item["Size"])), modified, series_of(key), day_of(key))
+    return Listed(key, url, item.etag, item.size, item.modified, series_of(key), day_of(key))
 
 
 def series_of(key: str) -> str:

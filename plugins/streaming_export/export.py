@@ -135,7 +135,9 @@ class Export:
         with contextlib.ExitStack() as uploads:  # outlives the database connections: those are closed first
             with self._failures():
                 self._stop.check()
-                waited = self._wait()
+                waited = wait_for_older(
+                    self._engine, self._window, self._options.wait_for_transactions, self._application_name, self._stop
+                )
                 with self._reading() as csv:
                     log.info("Exporting from %s to %s.", csv.snapshot.server(), self._bucket.url(self._key))
                     before = manifest.current(self._bucket, manifest_key, stop=self._stop)
@@ -207,13 +209,6 @@ class Export:
         follows = isinstance(exc, Stopped) or (isinstance(reason, ExportCancelled) and isinstance(exc, DatabaseError))
         return reason if follows else exc
 
-    def _wait(self) -> Wait | None:
-        seconds = self._options.wait_for_transactions
-        if seconds is None or self._window is None:
-            return None
-        end = datetime.fromisoformat(self._window[1])
-        return wait_for_older(self._engine, end, seconds, self._application_name, self._stop)
-
     def _layout(self, header: bytes) -> FileLayout:
         options = self._options
         return FileLayout(header, options.compression, options.max_file_rows, options.max_file_bytes)
@@ -255,7 +250,7 @@ class Export:
             parameters=self._parameters,
             unique_key=csv.query.unique_key,
             window=self._window,
-            waited=(waited.seconds, waited.unseen) if waited else None,
+            waited=waited,
             snapshot=asdict(csv.snapshot.info),
             run=self._run_by,
             started_at=started_at,

@@ -23,7 +23,7 @@ from streaming_export.postgres.errors import translated
 from streaming_export.postgres.query import Query, Source
 from streaming_export.postgres.reader import KeyRange, walk
 from streaming_export.postgres.stream import CsvStream, open_csv
-from streaming_export.postgres.transactions import wait_for_older
+from streaming_export.postgres.transactions import Wait, wait_for_older
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,9 @@ class Holder:
         started_at = datetime.now(UTC)
         try:
             with contextlib.ExitStack() as stack:
-                waited = self._wait()
+                waited = wait_for_older(
+                    self._engine, self._window, self._options.wait_for_transactions, self._application_name, self._stop
+                )
                 stack.enter_context(self._csv)
                 _check(self._csv)
                 rows, ranges = self._find_ranges()
@@ -126,14 +128,6 @@ class Holder:
         with translated("holding the snapshot"):
             self._csv.snapshot.owner.exec_driver_sql("SELECT 1").close()
 
-    def _wait(self) -> tuple[float, str | None] | None:
-        seconds = self._options.wait_for_transactions
-        if seconds is None or self._window is None:
-            return None
-        end = datetime.fromisoformat(self._window[1])
-        waited = wait_for_older(self._engine, end, seconds, self._application_name, self._stop)
-        return waited.seconds, waited.unseen
-
     def _find_ranges(self) -> tuple[int, tuple[KeyRange, ...]]:
         """The number of all rows, and the key ranges."""
         step = min(_MAX_STEP, max(_MIN_STEP, self._csv.plan.rows // (self._pieces * _STEPS_A_PIECE)))
@@ -151,9 +145,7 @@ class Holder:
         edges = [None, *bounds, None]
         return rows, tuple(itertools.pairwise(edges))
 
-    def _document(
-        self, export_id: str, started_at: datetime, waited: tuple[float, str | None] | None
-    ) -> dict[str, Any]:
+    def _document(self, export_id: str, started_at: datetime, waited: Wait | None) -> dict[str, Any]:
         query: Query = self._csv.query
         return manifest.build(
             export_id=export_id,

@@ -240,6 +240,17 @@ def test_a_connection_that_is_missing_is_not_guessed(
         assert "Create this connection" in answer.json()["detail"]
 
 
+def test_a_bucket_with_too_many_objects(airflow: Airflow, fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listing ends somewhere; the page shows what it has by then, and says so."""
+    assert listed(airflow)["truncated"] is False
+    monkeypatch.setattr("exports_page.catalogue.MOST_OBJECTS", 6)
+    relist()
+    found = listed(airflow)
+    assert (found["truncated"], found["total"]) == (True, 3)
+    monkeypatch.undo()
+    relist()
+
+
 def test_a_store_that_is_down_leaves_what_is_known(
     airflow: Airflow, fresh: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,7 +74,7 @@ def test_tiles_charts_and_table(window: Open, airflow: Airflow, keys: list[str])
         page.wait_for_selector("table.exports")
         assert page.locator(".tile").count() == 5
         assert page.locator(".tile dt").all_inner_texts() == ["Newest", "Rows", "Size", "Time", "Unusual"]
-        charts = page.locator("svg[role=img]")
+        charts = page.locator("figure svg")
         assert charts.count() == 3
         assert "2 missing" in str(charts.first.get_attribute("aria-label"))
         for name, count in (("bar", DAYS - 2), ("missing", 2), ("mark", 4)):
@@ -104,6 +104,60 @@ def test_details_by_keyboard(window: Open, airflow: Airflow, keys: list[str]) ->
         for _ in range(2):
             page.keyboard.press("ArrowRight")
         assert "\\copy" in page.locator("pre").inner_text()
+
+
+def test_charts_and_pages_by_keyboard(window: Open, airflow: Airflow, keys: list[str]) -> None:
+    """Tab reaches one bar of each chart, arrows the others, Enter opens one; what is drawn anew keeps the focus."""
+    with window("viewer") as page:
+        show(page, airflow)
+        chart = page.locator("figure svg").first
+        assert chart.locator("[tabindex='0']").count() == 1
+        chart.locator("[tabindex='0']").focus()
+        page.keyboard.press("Home")
+        page.keyboard.press("ArrowRight")
+        assert chart.locator(".touch").nth(1).evaluate("it => it === it.getRootNode().activeElement")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("pre")
+        opened = page.locator("button.file[aria-expanded=true]")
+        assert keys[1].rsplit("/", 1)[1] in opened.inner_text()
+        assert opened.evaluate("it => it === it.getRootNode().activeElement")
+        page.get_by_role("button", name="Newer").press("Enter")
+        page.get_by_text("Page 1 of 2").wait_for()
+        assert page.get_by_role("button", name="Older").evaluate("it => it === it.getRootNode().activeElement")
+        page.get_by_role("button", name="Reload").press("Enter")
+        page.locator("main[aria-busy=false]").wait_for()
+        assert page.get_by_role("button", name="Reload").evaluate("it => it === it.getRootNode().activeElement")
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_what_a_screen_reader_is_given(running: Browser, airflow: Airflow, keys: list[str], width: int) -> None:
+    """Chromium's accessibility tree: a table, bars that say day and figure, exact times, a name for each control."""
+    options: Any = {"viewport": {"width": width, "height": 844}}
+    with chromium.context_of(running, airflow, "viewer", **options) as context, context.new_page() as page:
+        show(page, airflow)
+        page.locator("button.file").first.click()
+        page.wait_for_selector("pre")
+        found = given(page)
+        names = {role: [name for its, name in found if its == role] for role in {role for role, _ in found}}
+        assert any(name.startswith("28 exports of orders/") for name in names["table"])
+        assert len(names["row"]) > 20
+        assert len(names["cell"]) > 100
+        assert {"Rows", "SHA-256"} <= set(names["columnheader"])
+        newest = f"{keys[-1][-12:-8]}-{keys[-1][-8:-6]}-{keys[-1][-6:-4]}"
+        bars = [name for name in names["button"] if name.startswith(f"{newest}: ")]
+        assert [name[-2:] for name in bars[1:]] == ["MB", " s"]
+        assert [name.split(" of ")[0] for name in names["group"] if "exports from" in name] == ["Rows", "Size", "Time"]
+        assert f", {newest} 02:00:" in " ".join(names["StaticText"])
+        assert {"combobox", "tablist", "tab", "tabpanel", "status", "heading"} <= names.keys()
+        assert all(
+            name for role in ("button", "link", "combobox", "tab", "tabpanel", "heading") for name in names[role]
+        )
+
+
+def given(page: Page) -> list[tuple[str, str]]:
+    """Role and name of all that a screen reader is given."""
+    nodes = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+    return [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
 
 
 def test_the_operators_link_leads_to_the_entry(window: Open, airflow: Airflow, shop: str, keys: list[str]) -> None:

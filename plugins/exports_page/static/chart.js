@@ -27,16 +27,18 @@ export function charts(points, missing, width, open) {
     const summary = `${title} of ${points.length} exports from ${day(first)} to ${day(last)}, at most ` +
       `${long(Math.max(...points.map((point) => point[name])))}; ${odd} unusual, ${missing.length} missing. ` +
       "The table below has the same figures.";
-    const svg = h("svg", { width, height: TOP + HEIGHT + (axis ? AXIS : 6), role: "img", "aria-label": summary });
+    const svg = h("svg", { width, height: TOP + HEIGHT + (axis ? AXIS : 6), role: "group", "aria-label": summary,
+      onkeydown: move });
     for (const share of [0, 0.5, 1])
       svg.append(
         h("line", { class: share ? "grid" : "base", x1: LEFT, x2: width - RIGHT, y1: y(top * share), y2: y(top * share) }),
-        h("text", { class: "tick", x: LEFT - 8, y: y(top * share) + 4, "text-anchor": "end" },
+        h("text", { class: "tick", x: LEFT - 8, y: y(top * share) + 4, "text-anchor": "end", "aria-hidden": "true" },
           share ? short(top * share) : "0"));
     for (const at of missing)
       svg.append(h("rect", { class: "missing", x: x(at) + (slot - bar) / 2, y: TOP, width: bar, height: HEIGHT },
         h("title", {}, `${day(at)}: no export`)));
     for (const point of points) svg.append(...column(point, name, long));
+    svg.lastElementChild.setAttribute("tabindex", 0);
     if (axis) svg.append(...ticks());
     return h("figure", {}, h("figcaption", {}, title), svg);
 
@@ -49,9 +51,9 @@ export function charts(points, missing, width, open) {
         h("rect", { class: unusual ? "bar unusual" : "bar", x: left, y: TOP + HEIGHT - height, width: bar, height,
           rx: Math.min(bar / 4, 2) }),
         unusual && h("text", { class: "mark", x: left + bar / 2, y: Math.max(TOP + HEIGHT - height - 4, 10),
-          "text-anchor": "middle" }, "▲"),
+          "text-anchor": "middle", "aria-hidden": "true" }, "▲"),
         h("rect", { class: "touch", x: left - (slot - bar) / 2, y: TOP, width: slot, height: HEIGHT,
-          onclick: () => open(point.url) }, h("title", {}, words)),
+          role: "button", tabindex: -1, "aria-label": words, onclick: () => open(point.url) }, h("title", {}, words)),
       ].filter(Boolean);
     }
 
@@ -63,11 +65,26 @@ export function charts(points, missing, width, open) {
         const text = step < 86400000 / 2 ? new Date(at).toISOString().slice(5, 16).replace("T", " ")
           : new Date(at).toLocaleDateString("en", { day: "numeric", month: "short", timeZone: "UTC" });
         const middle = Math.min(Math.max(x(at) + slot / 2, LEFT + 16), width - RIGHT - 18);
-        found.push(h("text", { class: "tick", x: middle, y: TOP + HEIGHT + 16, "text-anchor": "middle" }, text));
+        found.push(h("text", { class: "tick", x: middle, y: TOP + HEIGHT + 16, "text-anchor": "middle", "aria-hidden": "true" },
+          text));
       }
       return found;
     }
   });
+}
+
+/** Arrows move between the bars of a chart, of which Tab reaches one; Enter and Space open its export. */
+function move(event) {
+  const bars = [...event.currentTarget.querySelectorAll(".touch")];
+  const at = bars.indexOf(event.target);
+  const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: bars.length - 1 }[event.key];
+  if (at >= 0 && bars[to]) {
+    bars[at].setAttribute("tabindex", -1);
+    bars[to].setAttribute("tabindex", 0);
+    bars[to].focus();
+  } else if (at >= 0 && ["Enter", " "].includes(event.key)) bars[at].dispatchEvent(new MouseEvent("click"));
+  else return;
+  event.preventDefault();
 }
 
 /** The end of an axis: 1, 2, 4, 5 or 8 times a power of ten (of a minute's parts, for times over one). */

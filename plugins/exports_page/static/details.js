@@ -18,17 +18,17 @@ export function details(found, actions) {
       "in the AWS console")] : null,
   ].filter(Boolean);
   return h("div", { class: "details" },
-    h("section", {}, h("h3", {}, "Facts"), h("dl", { class: "facts" },
+    h("section", {}, h("h2", {}, "Facts"), h("dl", { class: "facts" },
       facts.map(([term, value]) => [h("dt", {}, term), h("dd", {}, value)]))),
-    h("section", {}, h("h3", {}, "Checks that ran"),
+    h("section", {}, h("h2", {}, "Checks that ran"),
       h("ul", { class: "checks" }, found.checks.map((check) =>
         h("li", { class: check.passed ? null : "amber" }, check.passed ? "✓ " : "▲ ", check.text)))),
-    h("section", {}, h("h3", {}, `Columns (${found.columns.length})`), h("div", { class: "scroll" },
+    h("section", {}, h("h2", {}, `Columns (${found.columns.length})`), h("div", { class: "scroll" },
       h("table", { class: "plain" },
         h("thead", {}, h("tr", {}, ["Name", "Type", "In the file"].map((name) => h("th", { scope: "col" }, name)))),
         h("tbody", {}, found.columns.map((column) => h("tr", {}, h("td", {}, h("code", {}, column.name)),
           h("td", {}, column.type || "–"), h("td", {}, masked(column.mask)))))))),
-    h("section", {}, h("h3", {}, `Files (${found.files.length + found.more_files})`), h("div", { class: "scroll" },
+    h("section", {}, h("h2", {}, `Files (${found.files.length + found.more_files})`), h("div", { class: "scroll" },
       h("table", { class: "plain" },
         h("thead", {}, h("tr", {}, ["File", "Rows", "Size", "SHA-256", ""].map((name) =>
           h("th", { scope: "col", class: ["Rows", "Size"].includes(name) ? "right" : null }, name)))),
@@ -38,7 +38,7 @@ export function details(found, actions) {
           h("td", {}, found.may_download && h("button", { class: "quiet", "aria-label": `Download ${file.name}`,
             onclick: (event) => actions.download(found.url, index, file, event.currentTarget) }, "Download"))))))),
       found.more_files > 0 && h("p", { class: "muted" }, `and ${number(found.more_files)} more, which the manifest names`)),
-    h("section", { class: "wide" }, h("h3", {}, "Load it"), loading(found.snippets, actions)));
+    h("section", { class: "wide" }, h("h2", {}, "Load it"), loading(found.snippets, actions)));
 }
 
 function masked(mask) {

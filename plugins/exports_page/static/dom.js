@@ -45,10 +45,10 @@ export function exact(time) {
 
 export const day = (time) => exact(time).slice(0, 10);
 
-/** "3 hours ago", with the exact time on hover. */
+/** "3 hours ago", with the exact time on hover, and read out. */
 export function ago(time) {
   const seconds = (new Date(time) - Date.now()) / 1000;
   const [unit, length] = UNITS.find(([, length]) => Math.abs(seconds) >= length) ?? ["second", 1];
   const text = Number.isFinite(seconds) ? relative.format(Math.trunc(seconds / length), unit) : String(time);
-  return h("time", { datetime: time, title: exact(time) }, text);
+  return h("time", { datetime: time, title: exact(time) }, text, h("span", { class: "hidden" }, `, ${exact(time)}`));
 }

@@ -45,6 +45,7 @@ class Page {
   async show(asked) {
     const query = new URLSearchParams();
     for (const [name, value] of Object.entries({ ...asked, dag: this.dag })) if (value) query.set(name, value);
+    const focused = this.root.activeElement?.id;
     this.main.setAttribute("aria-busy", "true");
     if (!this.main.childElementCount) this.main.replaceChildren(h("p", { class: "muted" }, "Loading the exports …"));
     try {
@@ -59,6 +60,13 @@ class Page {
       this.main.setAttribute("aria-busy", "false");
     }
     this.draw(asked.export);
+    if (focused) this.focusAgain(focused);
+  }
+
+  /** Keep the focus on what was used, or beside it, though it was drawn anew. */
+  focusAgain(id) {
+    const drawn = this.root.getElementById(id);
+    (drawn?.disabled ? this.root.querySelector(".pager button:enabled") : drawn)?.focus({ preventScroll: true });
   }
 
   async ask(path, options) {
@@ -94,7 +102,7 @@ class Page {
     return h("header", {}, h("h1", {}, "Exports"),
       data.series.length > 0 && h("label", { for: "series" }, "Series ", choice),
       h("span", { class: "muted grow" }, "as of ", ago(data.listed_at)),
-      h("button", { class: "quiet", onclick: () => this.show({ series: data.selected, page: data.page }) }, "Reload"));
+      h("button", { id: "reload", class: "quiet", onclick: () => this.show({ series: data.selected, page: data.page }) }, "Reload"));
   }
 
   warnings(wanted) {
@@ -155,9 +163,9 @@ class Page {
         h("thead", {}, h("tr", {}, HEADS.map((name) => h("th", { scope: "col" }, name || h("span", { class: "hidden" }, "Actions"))))),
         body)),
       data.pages > 1 && h("nav", { "aria-label": "Pages", class: "pager" },
-        h("button", { disabled: data.page <= 1, onclick: () => this.turn(-1) }, "Newer"),
+        h("button", { id: "newer", disabled: data.page <= 1, onclick: () => this.turn(-1) }, "Newer"),
         h("span", {}, `Page ${data.page} of ${number(data.pages)}`),
-        h("button", { disabled: data.page >= data.pages, onclick: () => this.turn(1) }, "Older")));
+        h("button", { id: "older", disabled: data.page >= data.pages, onclick: () => this.turn(1) }, "Older")));
   }
 
   async turn(by) {
@@ -230,34 +238,42 @@ class Page {
   }
 
   async save(address, button) {
-    button.disabled = true;
-    try {
+    await this.during(button, async () => {
       let answer = await fetch(address, { method: "HEAD", signal: this.ending.signal });
       if (!answer.ok) answer = await fetch(address, { signal: AbortSignal.any([this.ending.signal, AbortSignal.timeout(30000)]) });
       if (!answer.ok) throw new Error(await sentence(answer));
       h("a", { href: address, download: "" }).click();
       this.say("The download has started: your browser shows its progress, and whether it failed.");
+    });
+  }
+
+  /** Do the work of a button, which is disabled meanwhile, and say why if it fails. */
+  async during(button, work) {
+    const focused = this.root.activeElement === button;
+    button.disabled = true;
+    try {
+      await work();
     } catch (error) {
       this.say(error.message, "amber");
     } finally {
       button.disabled = false;
+      if (focused && !this.root.activeElement) button.focus({ preventScroll: true });
     }
   }
 
   async verify(row, cell, button) {
-    button.disabled = true;
-    this.say(`Hashing ${row.file} …`);
-    try {
-      const found = await this.ask("verify", { method: "POST", headers: { "Content-Type": "application/json" },
-        body: JSON.stringify({ manifest: row.url }) });
-      cell.replaceChildren(h("span", { class: "green", title: found.detail }, "✓ rows, SHA-256"));
-      this.say(`${row.file}: ${found.detail}`, "green");
-    } catch (error) {
-      cell.replaceChildren(h("span", { class: "amber", title: error.message }, "▲ no"));
-      this.say(error.message, "amber");
-    } finally {
-      button.disabled = false;
-    }
+    await this.during(button, async () => {
+      this.say(`Hashing ${row.file} …`);
+      try {
+        const found = await this.ask("verify", { method: "POST", headers: { "Content-Type": "application/json" },
+          body: JSON.stringify({ manifest: row.url }) });
+        cell.replaceChildren(h("span", { class: "green", title: found.detail }, "✓ rows, SHA-256"));
+        this.say(`${row.file}: ${found.detail}`, "green");
+      } catch (error) {
+        cell.replaceChildren(h("span", { class: "amber", title: error.message }, "▲ no"));
+        throw error;
+      }
+    });
   }
 }
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -45,8 +44,7 @@ _RUNNING = sa.text(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(NamedTuple):
     """How a wait for older transactions ended.
 
     :param seconds: how long it took.
@@ -57,16 +55,22 @@ class Wait:
     unseen: str | None
 
 
-def wait_for_older(engine: sa.Engine, end: datetime, timeout: float, application_name: str, stop: Stop) -> Wait:
-    """Return when the server's clock is past `end` and no transaction that began before `end` is running.
+def wait_for_older(
+    engine: sa.Engine, window: tuple[str, str] | None, timeout: float | None, application_name: str, stop: Stop
+) -> Wait | None:
+    """Return when the server's clock is past the window's end and no transaction that began before it is running.
 
-    :param timeout: seconds; 0 does not wait.
+    :param window: begin and end, in ISO 8601; None: there is nothing to wait for.
+    :param timeout: seconds; 0 only looks, None does not even look.
+    :returns: None if it did not look.
     :param application_name: what ``pg_stat_activity`` shows.
     :param stop: ends the wait when it is set.
     :raises TransactionsRunning: if some are still running after `timeout`.
     :raises DatabaseError: if Postgres fails.
     """
-    started = time.monotonic()
+    if window is None or timeout is None:
+        return None
+    started, end = time.monotonic(), datetime.fromisoformat(window[1])
     reported = None
     # The server reports when a transaction was prepared, not when it began, so every prepared one may be older. Once no
     # session runs an older transaction, those that are prepared later are not.
