@@ -6,7 +6,7 @@ from streaming_export.postgres.query import describe
 
 #: What the threads of an export do, by the first word of their names.
 THREADS = {
-    "reader": "reader threads: libpq, one call into Python per row, chunks of 256 KiB",
+    "reader": "reader threads: libpq, one call into Python per row, chunks of 1 MiB",
     "export": "export thread: SHA-256 of the file, filling the parts",
     "part": "part threads: botocore's CRC32 and (over plain HTTP) SHA-256 of each part, sending it",
     "feeder": "feeder thread: the walk along the key, the count",

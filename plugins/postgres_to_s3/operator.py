@@ -189,7 +189,8 @@ class PostgresToS3Operator(BaseOperator):
         ti = context["ti"]
         with self._reporting(ti):
             self._check(rendered=True)
-            bucket = s3_bucket(self.aws_conn_id, str(self.s3_bucket), self.extra_args)  # digits are rendered as an int
+            # Digits are rendered as an int.
+            bucket = s3_bucket(self.aws_conn_id, str(self.s3_bucket), self.extra_args, meanwhile=True)
             export = self._running = self._export(bucket, ti)
             if self.preview:
                 found = summary.show(self.log, export.preview(), list(self.parameters or {}), self.options.overwrite)

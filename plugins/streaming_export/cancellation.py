@@ -130,20 +130,12 @@ class Cancellation:
         instructions. A main thread that waits inside libpq would run none until Postgres answers.
         """
         future: Future[Result] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(work())
-            except BaseException as exc:  # any exception: the caller raises it
-                future.set_exception(exc)
-
         if self._cancelled:
             self.stop.set(cancelled())
         try:
             self._worker = threading.Thread(target=self._serve, name="canceller", daemon=True)
             self._worker.start()
-            context = contextvars.copy_context()
-            threading.Thread(target=context.run, args=(run,), name="export", daemon=True).start()
+            in_thread("export", work, future)
             while wait([future], _REPEAT_SECONDS).not_done:
                 if self._cancelled:
                     self.cancel()
@@ -163,6 +155,24 @@ class Cancellation:
             self.stop.set(cancelled())
             self.on_cancel()
             done.append(True)
+
+
+def in_thread(name: str, work: Callable[[], Result], future: Future[Result] | None = None) -> Future[Result]:
+    """Begin to do `work` in a thread of its own, which does not keep the interpreter from ending.
+
+    :param future: gets the result, and is returned; None for a new one.
+    """
+    future = future or Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as exc:  # any exception: whoever asks for the result raises it
+            future.set_exception(exc)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(run,), name=name, daemon=True).start()
+    return future
 
 
 def cancelled() -> ExportCancelled:

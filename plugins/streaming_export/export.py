@@ -131,7 +131,7 @@ class Export:
     def _publish(self) -> ExportResult:
         """The whole path of the data, in the thread that `Cancellation.run` starts."""
         started, started_at, export_id = time.monotonic(), datetime.now(UTC), uuid.uuid4().hex
-        manifest_key = manifest.manifest_key(self._key)
+        path = manifest.manifest_key(self._key)
         with contextlib.ExitStack() as uploads:  # outlives the database connections: those are closed first
             with self._failures():
                 self._stop.check()
@@ -140,7 +140,8 @@ class Export:
                 )
                 with self._reading() as csv:
                     log.info("Exporting from %s to %s.", csv.snapshot.server(), self._bucket.url(self._key))
-                    before = manifest.current(self._bucket, manifest_key, stop=self._stop)
+                    csv.begin()
+                    before = manifest.current(self._bucket, path, stop=self._stop)
                     files = uploads.enter_context(self._writer(csv, export_id))
                     written = self._transfer(csv, files)
             with self._failures(files):
@@ -148,9 +149,7 @@ class Export:
         if exported and not self._is_piece:
             document = self._manifest(export_id, csv, exported, waited, started_at)
             with self._failures(files):  # without `stop`: visible files get their manifest
-                manifest.publish(
-                    self._bucket, manifest_key, document, before=before, export_id=export_id, files=exported
-                )
+                manifest.publish(self._bucket, path, document, before=before, export_id=export_id, files=exported)
         return self._result(csv, exported, time.monotonic() - started)
 
     def _look(self) -> Preview:

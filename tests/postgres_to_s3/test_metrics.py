@@ -77,7 +77,7 @@ def test_a_pointer_that_is_not_moved(
 
     store = services.s3_client(endpoint)
     hook(store, "PutObject", lambda params: refusal("AccessDenied") if "latest.json" in params["url_path"] else None)
-    monkeypatch.setattr(operator, "s3_bucket", lambda conn_id, name, extra_args: Bucket(store, name))
+    monkeypatch.setattr(operator, "s3_bucket", lambda conn_id, name, *_, **__: Bucket(store, name))
     with pytest.raises(StoreError, match="AccessDenied"):
         make(latest_key="latest.json").execute(CONTEXT)
     assert metrics.given["postgres_to_s3.rows"] == orders

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
+from botocore.exceptions import ClientError
 
 from demo import services
 from orders.models import Order, select_orders
-from streaming_export import DatabaseError, EmptyResult, ExportCancelled, InvalidArgument
+from streaming_export import DatabaseError, EmptyResult, ExportCancelled, InvalidArgument, StoreError
 from tests.conftest import content, keys, open_uploads
 
 if TYPE_CHECKING:
@@ -263,6 +264,32 @@ def test_role_of_the_aws_connection_is_assumed(
     operator = make()
     assert s3_bucket(operator.aws_conn_id, "b-1").client._get_credentials().method == "sts-assume-role"
     assert operator.execute(CONTEXT)["rows"] == orders
+
+
+def test_a_role_that_may_not_be_assumed(
+    make: Make, orders: int, client: Any, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client is made beside the reading: what fails there ends the export, and nobody retries it in vain."""
+    from postgres_to_s3 import connections
+
+    def refuse(*_: object) -> None:
+        answer = {"Error": {"Code": "AccessDenied", "Message": "not authorized to perform: sts:AssumeRole"}}
+        raise ClientError(answer, "AssumeRole")  # type: ignore[arg-type]
+
+    monkeypatch.setattr(connections.S3Hook, "get_client_type", refuse)
+    with pytest.raises(StoreError, match=r"(?s)logging in to reach s3://.*sts:AssumeRole.*Nothing was pub") as caught:
+        make().execute(CONTEXT)
+    assert caught.value.transient is False
+    assert keys(client, bucket) == []
+
+
+def test_the_user_agent_names_the_operator(make: Make) -> None:
+    """As that of Airflow's own hook does."""
+    from postgres_to_s3 import s3_bucket
+
+    for meanwhile in (False, True):
+        agent = s3_bucket("exports_s3", "b-1", meanwhile=meanwhile).client.meta.config.user_agent_extra
+        assert "Caller/PostgresToS3Operator" in agent
 
 
 def test_on_kill(make: Make, orders: int, client: Any, bucket: str, engine: sa.Engine) -> None:

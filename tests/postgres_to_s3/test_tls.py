@@ -148,7 +148,8 @@ def test_readers_verify_too(
     contexts = [*[authority.context(HOST)] * right, stranger.context(HOST)]
     with behind(*contexts) as proxy:
         refused(make, client, bucket, "certificate verify failed")
-        assert (proxy.asked, proxy.accepted, proxy.plain) == (right + 1, right, 0)
+        assert (proxy.accepted, proxy.plain) == (right, 0)
+        assert proxy.asked > right  # the others are reading by then: a connection that cancels them asks as well
         assert eventually(lambda: not sessions(exporter))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, Generic, TypeVar
+from typing import Any, BinaryIO, Generic, TypeVar, cast
 
 from streaming_export.cancellation import Stop
 
@@ -16,7 +16,7 @@ Task = TypeVar("Task")
 AHEAD_BYTES = 4 * 1024 * 1024
 
 # Bytes per chunk: COPY delivers single rows, which are collected into chunks; a wide row is split.
-_CHUNK_BYTES = 256 * 1024
+_CHUNK_BYTES = 1024 * 1024
 
 
 class _Piece:
@@ -63,7 +63,7 @@ class ReadAhead(Generic[Task]):
         :raises Stopped: if the stop is set.
         """
         raw = _Handover(self)
-        writer = io.BufferedWriter(raw, _CHUNK_BYTES)
+        writer = io.BufferedWriter(cast(Any, raw), _CHUNK_BYTES)
         try:
             while (taken := self._take()) is not None:
                 task, raw.piece = taken
@@ -119,8 +119,13 @@ class ReadAhead(Generic[Task]):
             return chunk
 
 
-class _Handover(io.RawIOBase):
-    """The raw stream below a reader's buffer: passes what is written on to the `ReadAhead`."""
+class _Handover:
+    """The raw stream below a reader's buffer: passes what is written on to the `ReadAhead`.
+
+    `io.BufferedWriter` asks for `closed` with each row, which costs more in a subclass of `io.RawIOBase`.
+    """
+
+    closed = False
 
     def __init__(self, read_ahead: ReadAhead[Any]) -> None:
         self._read_ahead = read_ahead
@@ -129,6 +134,15 @@ class _Handover(io.RawIOBase):
 
     def writable(self) -> bool:
         return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
 
     def write(self, data: Any) -> int:
         view = memoryview(data)

@@ -20,7 +20,7 @@ from streaming_export.postgres.plan import Plan, cost_of_range
 from streaming_export.postgres.query import Query, csv_field
 from streaming_export.postgres.read_ahead import ReadAhead
 from streaming_export.postgres.sessions import driver_connection, fetch_as_text, text_literal
-from streaming_export.postgres.snapshot import Snapshot
+from streaming_export.postgres.snapshot import LOCK_NOT_AVAILABLE, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -159,16 +159,27 @@ class Reader:
             log.info("It is not known whether unique_key=%r is unique: %s", self._query.unique_key, why)
 
     def _job(self, method: Method) -> Callable[[], None]:
-        with translated("beginning to read"):
-            connection = self._snapshot.connect()
-        read = self._copy(connection) if method == "copy" else self._rows(connection)
-
         def job() -> None:
+            connection = self._connect()
+            if connection is None:
+                return
+            read = self._copy(connection) if method == "copy" else self._rows(connection)
             self._read_ahead.work(read)
             if self._reader_counts:
                 self._count(connection)
 
         return job
+
+    def _connect(self) -> sa.Connection | None:
+        """A connection for a reader; None if somebody waits for a lock who lets only the first of them read."""
+        try:
+            with translated("beginning to read"):
+                return self._snapshot.connect()
+        except DatabaseError as exc:
+            if exc.sqlstate != LOCK_NOT_AVAILABLE:
+                raise
+            log.warning("Somebody waits for a lock on a table of the query: reading with one connection fewer.")
+            return None
 
     def _copy(self, connection: sa.Connection) -> Callable[[KeyRange, BinaryIO], int]:
         cursor, literal = driver_connection(connection).cursor(), text_literal(connection)
@@ -220,11 +231,12 @@ def walk(connection: sa.Connection, query: Query, yield_per: int) -> Iterator[tu
     cursor = driver_connection(connection).cursor()
     # For a cursor, the planner prefers a fast start, so the first range does not wait for a sort where an
     # index gives the order (PostgreSQL manual, 19.7.4, cursor_tuple_fraction).
-    cursor.execute(f"DECLARE batch_keys NO SCROLL CURSOR FOR {query.keys()}")
+    fetch = f"FETCH RELATIVE {yield_per} FROM batch_keys"
+    command = f"DECLARE batch_keys NO SCROLL CURSOR FOR {query.keys()};\n{fetch}"
     last = None
     while True:
-        cursor.execute(f"FETCH RELATIVE {yield_per} FROM batch_keys")
-        row = cursor.fetchone()
+        cursor.execute(command)
+        row, command = cursor.fetchone(), fetch
         if row is None or row[0] is None:
             break
         last = row[0]

@@ -51,27 +51,36 @@ class Sessions:
         self._pids: list[int] = []
         self._cancelled_at: float | None = None
 
-    def open(self, snapshot: str | None, lock_timeout: float, *, unless_set: bool = False) -> sa.Connection:
-        """A connection in a read-only transaction; to be used by one thread.
-
-        :param snapshot: id of an exported snapshot; None for one of its own, taken by its first statement.
-        :param lock_timeout: seconds that a statement may wait for a lock.
-        :param unless_set: whether the role's own setting takes precedence.
-        :raises DatabaseError: if the secrets have not arrived.
-        """
+    def connect(self) -> sa.Connection:
+        """A connection that is logged in, for `open`."""
         with translated("connecting to the database"):
             connection = self._engine.connect()
         self._connections.append(connection)
+        return connection
+
+    def open(
+        self, lock_timeout: float, *, unless_set: bool = False, connection: sa.Connection | None = None
+    ) -> sa.Connection:
+        """A connection whose first statement begins a read-only transaction; to be used by one thread.
+
+        That statement takes its snapshot, or is `joining`.
+
+        :param lock_timeout: seconds that a statement may wait for a lock.
+        :param unless_set: whether the role's own setting takes precedence.
+        :param connection: that `connect` has made; None to make one.
+        :raises DatabaseError: if the secrets have not arrived.
+        """
+        connection = connection or self.connect()
         driver_connection(connection).set_client_encoding("UTF8")
-        connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        if snapshot is not None:
-            join(connection, snapshot)
         calls = [sa.func.set_config(name, value, False) for name, value in self._settings.items()]
         timeout = f"{lock_timeout:.0f}s"
         timeout = _unless_set("lock_timeout", timeout) if unless_set else timeout
         calls.append(sa.func.set_config("lock_timeout", timeout, False))
         arrived = [sa.func.current_setting(name, True) for name in self._secrets]
+        # A SELECT inside of the transaction would take its snapshot.
+        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         pid, *found = connection.execute(sa.select(sa.func.pg_backend_pid(), *arrived, *calls)).one()
+        connection.commit()
         if list(found[: len(arrived)]) != list(self._secrets.values()):
             raise DatabaseError(
                 "The key of the mask 'hash' has not reached the database's session.",
@@ -79,7 +88,9 @@ class Sessions:
                 " connections with its own function. Connect to the server itself, and export again.",
             )
         self._pids.append(pid)
-        return connection
+        # In this order: psycopg2 takes back a default_transaction_read_only that it has set without a transaction.
+        connection = connection.execution_options(isolation_level="REPEATABLE READ")
+        return connection.execution_options(postgresql_readonly=True)
 
     def cancel(self) -> None:
         """Have the server cancel what the connections are running; safe from any thread.
@@ -152,9 +163,14 @@ def _unless_set(setting: str, value: str) -> Any:
     return sa.func.coalesce(sa.func.nullif(sa.func.current_setting(setting), "0"), value)
 
 
-def join(connection: sa.Connection, snapshot: str) -> None:
-    """Have a new transaction of a connection see an exported snapshot."""
-    connection.exec_driver_sql(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
+def run_sql(connection: sa.Connection, *statements: str) -> Any:
+    """Have the server run statements without parameters, in one round trip; gives the result of the last."""
+    return connection.execution_options(no_parameters=True).exec_driver_sql(";\n".join(statements))
+
+
+def joining(snapshot: str) -> str:
+    """The statement that has a transaction see an exported snapshot; it comes first in it."""
+    return f"SET TRANSACTION SNAPSHOT '{snapshot}'"
 
 
 def driver_connection(connection: sa.Connection) -> Any:
@@ -178,10 +194,17 @@ def fetch_as_text(connection: sa.Connection, query: Query) -> None:
 
 def _new_connection(pool: sa.Pool) -> Any:
     """A new connection of the driver, made as the pool makes them."""
-    made = pool.recreate().connect()
+    new = pool.recreate()
+    # First SQLAlchemy asks the server about itself: without transactions, that takes four round trips fewer.
+    sa.event.listen(new, "connect", _commit_by_itself, insert=True)
+    made = new.connect()
     connection = made.driver_connection
     made.detach()
     return connection
+
+
+def _commit_by_itself(connection: Any, record: object) -> None:
+    connection.autocommit = True
 
 
 def _within(seconds: float, actions: list[Callable[[], None]]) -> None:

@@ -6,16 +6,18 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from concurrent.futures import wait
+from dataclasses import dataclass, replace
 from datetime import datetime
 from types import TracebackType
 
 import sqlalchemy as sa
 
+from streaming_export.cancellation import in_thread
 from streaming_export.errors import InvalidArgument, SnapshotGone
 from streaming_export.postgres.errors import sqlstate_of, translated
 from streaming_export.postgres.query import Query
-from streaming_export.postgres.sessions import Sessions, driver_connection, join
+from streaming_export.postgres.sessions import Sessions, driver_connection, joining, run_sql
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +28,8 @@ LOCK_SECONDS = 300.0
 # waits for the export, and the export for that session. Postgres can't see this deadlock.
 _SECOND_LOCK_SECONDS = 1.0
 
-_LOCK_NOT_AVAILABLE = "55P03"
+#: SQLSTATE.
+LOCK_NOT_AVAILABLE = "55P03"
 
 # SQLSTATEs of SET TRANSACTION SNAPSHOT, by version, for a snapshot that is no longer held.
 _GONE = ("22023", "42704", "55000")
@@ -109,8 +112,8 @@ class Snapshot:
         """A further connection that sees the same rows, and has locked the query's tables; for one thread."""
         if self._spare:
             return self._spare.pop()
-        connection = self._sessions.open(self.id, _SECOND_LOCK_SECONDS)
-        self._lock(connection)
+        connection = self._sessions.open(_SECOND_LOCK_SECONDS)
+        self._lock(connection, joining(self.id))
         return connection
 
     def __exit__(
@@ -123,31 +126,35 @@ class Snapshot:
 
         :param again: whether to release everything and return False if another session got in between.
         """
-        first = self._sessions.open(None, lock_seconds, unless_set=True)
-        self.query = self._describe_query(first)
+        first = self._sessions.connect()
+        opening = in_thread("owner", lambda: self._sessions.open(_SECOND_LOCK_SECONDS))
         try:
-            self.owner = self._sessions.open(None, _SECOND_LOCK_SECONDS)
+            first = self._sessions.open(lock_seconds, unless_set=True, connection=first)
+            self.query = self._describe_query(first)
+        finally:
+            wait([opening])
+        self.owner = opening.result()
+        try:
             self._export()
-            self._lock(self.owner)
-            first.commit()  # a rollback would take back its settings
-            join(first, self.id)
-            first.exec_driver_sql(f"SET lock_timeout = '{_SECOND_LOCK_SECONDS:.0f}s'")
-            self._lock(first)
+            reader = "COMMIT", "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", joining(self.id)
+            self._lock(first, *reader, f"SET lock_timeout = '{_SECOND_LOCK_SECONDS:.0f}s'")
         except sa.exc.DBAPIError as exc:
-            if sqlstate_of(exc) != _LOCK_NOT_AVAILABLE or not again:
+            if sqlstate_of(exc) != LOCK_NOT_AVAILABLE or not again:
                 raise
             self._sessions.close()
             return False
         self._spare.append(first)
-        self.info = self._describe_snapshot()
+        self._look()
         return True
 
     def _import(self, snapshot: str) -> None:
         """Lock on a connection that has imported the snapshot, then check that its holder was there until then."""
         try:
-            first = self._sessions.open(snapshot, _SECOND_LOCK_SECONDS)
+            first = self._sessions.open(_SECOND_LOCK_SECONDS)
+            run_sql(first, joining(snapshot))
             self.query = self._describe_query(first)
-            self.owner = self._sessions.open(snapshot, _SECOND_LOCK_SECONDS)
+            self.owner = self._sessions.open(_SECOND_LOCK_SECONDS)
+            run_sql(self.owner, joining(snapshot))
         except sa.exc.DBAPIError as exc:
             if sqlstate_of(exc) not in _GONE or "SET TRANSACTION SNAPSHOT" not in str(exc.statement):
                 raise
@@ -155,30 +162,31 @@ class Snapshot:
                 f"The snapshot {snapshot} is no longer held: the transaction that exported it has ended.",
                 "Take a new snapshot, and read everything again.",
             ) from None
-        self._lock(self.owner)
         self._export()
         self._spare.append(first)
-        self.info = self._describe_snapshot()
+        self._look()
 
     def _export(self) -> None:
+        """Lock and export on the owner."""
+        about = "now(), pg_is_in_recovery(), current_setting('server_version')"
+        exported = run_sql(self.owner, self.query.nothing(), f"SELECT pg_export_snapshot(), {about}")
         #: Of the snapshot, for others to import while this one is open.
-        self.id: str = self.owner.exec_driver_sql("SELECT pg_export_snapshot()").scalar_one()
+        self.id: str
+        self.id, taken_at, standby, version = exported.one()
+        self.info = SnapshotInfo(taken_at, None, standby, version)
 
-    def _lock(self, connection: sa.Connection) -> None:
-        connection.execution_options(no_parameters=True).exec_driver_sql(self.query.nothing()).close()
+    def _lock(self, connection: sa.Connection, *before: str) -> None:
+        run_sql(connection, *before, self.query.nothing()).close()
 
-    def _describe_snapshot(self) -> SnapshotInfo:
-        taken_at, standby, version = self.owner.exec_driver_sql(
-            "SELECT now(), pg_is_in_recovery(), current_setting('server_version')"
-        ).one()
-        position = "pg_last_wal_replay_lsn" if standby else "pg_current_wal_lsn"
+    def _look(self) -> None:
+        """Look where the write-ahead log is."""
+        position = "pg_last_wal_replay_lsn" if self.info.standby else "pg_current_wal_lsn"
         try:
-            with self.owner.begin_nested():
-                wal = self.owner.exec_driver_sql(f"SELECT {position}()::text").scalar_one()
+            found = run_sql(self.owner, "SAVEPOINT position", f"SELECT {position}()::text").scalar_one()
+            self.info = replace(self.info, wal_position=found)
         except sa.exc.DBAPIError:
             # Some hosted servers do not have the function, or restrict it.
-            wal = None
-        return SnapshotInfo(taken_at, wal, standby, version)
+            run_sql(self.owner, "ROLLBACK TO SAVEPOINT position")
 
     def server(self) -> str:
         """Where the rows come from, for the log."""

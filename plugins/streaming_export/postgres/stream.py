@@ -33,6 +33,7 @@ class CsvStream:
         self._options = options
         self._stop = stop
         self._open = contextlib.ExitStack()
+        self._reader: Reader | None = None
         #: Rows read so far.
         self.rows = 0
         #: Whether the rows are compared with the database's own count; valid once reading has begun.
@@ -74,11 +75,8 @@ class CsvStream:
         except Stopped:
             raise (self._stop.reason or cancelled()) from None
 
-    def batches(self) -> Iterator[tuple[bytes, int]]:
-        """Bytes without the header, with the number of rows of the batch if they are its last ones, and 0 otherwise.
-
-        :raises Stopped: if the stop is set; a reader that fails sets it.
-        """
+    def begin(self) -> None:
+        """Begin to read ahead, before the first bytes are asked for."""
         options = self._options
         reader = Reader(
             self.snapshot,
@@ -90,10 +88,20 @@ class CsvStream:
             stop=self._stop,
         )
         self.verified = reader.verified
-        for data, rows in self._open.enter_context(reader):
+        self._reader = self._open.enter_context(reader)
+
+    def batches(self) -> Iterator[tuple[bytes, int]]:
+        """Bytes without the header, with the number of rows of the batch if they are its last ones, and 0 otherwise.
+
+        :raises Stopped: if the stop is set; a reader that fails sets it.
+        """
+        if self._reader is None:
+            self.begin()
+        assert self._reader is not None
+        for data, rows in self._reader:
             self.rows += rows
             yield data, rows
-        self.key_faults = reader.key_faults
+        self.key_faults = self._reader.key_faults
 
     def count(self, seconds: float) -> int | None:
         """The number of rows in the snapshot; None if counting takes longer than `seconds`.

@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableSequence
+from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -23,7 +24,6 @@ from streaming_export.s3.objects import Listed, ObjectInfo
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
 MAX_KEY_BYTES = 1024  # Amazon S3 User Guide, "Naming Amazon S3 objects"
 
 #: Seconds after the first try in which a request that fails transiently is repeated.
@@ -65,9 +65,9 @@ class _Quirks:
 class Bucket:
     """A bucket. A request that fails transiently is repeated, with growing pauses.
 
-    :param client: a boto3 S3 client; its own time-outs and retries come in addition. With boto3's defaults a store that
-        does not answer is given up after six minutes, with ``Config(connect_timeout=10, read_timeout=20,
-        retries={"total_max_attempts": 1})``, which the operator uses, within two.
+    :param client: a boto3 S3 client, or the future of one; its own time-outs and retries come in addition. With boto3's
+        defaults a store that does not answer is given up after six minutes, with ``Config(connect_timeout=10,
+        read_timeout=20, retries={"total_max_attempts": 1})``, which the operator uses, within two.
     :param name: of the bucket.
     :param extra_args: further arguments of the requests by their boto3 names, such as ``ServerSideEncryption``,
         ``SSEKMSKeyId``, ``ACL``, ``StorageClass``, ``Metadata``; each goes to every request that knows it.
@@ -77,27 +77,32 @@ class Bucket:
 
     def __init__(
         self,
-        client: Any,
+        client: Any | Future[Any],
         name: str,
         extra_args: Mapping[str, Any] | None = None,
         patience: float = PATIENCE_SECONDS,
     ) -> None:
         if not isinstance(name, str) or not _BUCKET.fullmatch(name):
-            raise InvalidArgument(
-                "bucket", name, "the name of a bucket, or an access point's alias: letters, digits, '.', '-', '_'"
-            )
-        self.client = client
+            allowed = "the name of a bucket, or an access point's alias: letters, digits, '.', '-', '_'"
+            raise InvalidArgument("bucket", name, allowed)
+        self._client = client
         self.name = name
         self.patience = patience
         self.extra_args: Mapping[str, Any] = dict(extra_args or {})
         self.stop = Stop()
         self._quirks = _Quirks()
-        allowed = (self._members("create_multipart_upload") & self._members("put_object")) - {"Bucket", "Key"}
-        if unknown := sorted(self.extra_args.keys() - allowed):
-            raise InvalidArgument("extra_args", unknown, f"names out of {sorted(allowed)}")
+        if self.extra_args:  # without any, nobody waits for the client here
+            known = (self._members("create_multipart_upload") & self._members("put_object")) - {"Bucket", "Key"}
+            if unknown := sorted(self.extra_args.keys() - known):
+                raise InvalidArgument("extra_args", unknown, f"names out of {sorted(known)}")
 
     def __repr__(self) -> str:
         return f"Bucket({self.name!r})"
+
+    @property
+    def client(self) -> Any:
+        """The boto3 client, once it is made."""
+        return self._client.result() if isinstance(self._client, Future) else self._client
 
     def within(self, stop: Stop) -> Bucket:
         """The same bucket, but once `stop` is set its pauses between tries raise `Stopped`."""
@@ -277,7 +282,7 @@ class Bucket:
     def _call(self, operation: str, key: str, **arguments: Any) -> Any:
         members = self._members(operation)
         known = {name: value for name, value in self.extra_args.items() if name in members}
-        where = {"Bucket": self.name, **({"Key": key} if "Key" in members else {})}
+        where = {"Bucket": self.name} | ({"Key": key} if "Key" in members else {})
         return getattr(self.client, operation)(**{**where, **known, **arguments})
 
     def _members(self, operation: str) -> set[str]:

@@ -60,7 +60,10 @@ class Parts:
         self._stop = stop
         # Over HTTP, botocore joins a body of type bytes with the headers, which copies it: so send a bytearray. Over
         # TLS it sends the checksum after the body, and copies a body that is not bytes.
-        self._copy = bytes if bucket.client.meta.endpoint_url.startswith("https") else bytearray
+        self._tls = bucket.client.meta.endpoint_url.startswith("https")
+        # botocore is ten times slower at a CRC32; but over TLS, if it makes it itself, it signs no SHA-256.
+        self._checksum = bucket.checksums and not self._tls
+        self._free: list[bytearray] = []
         self._parts: list[Future[dict[str, Any]]] = []
         self._flying: set[Future[dict[str, Any]]] = set()
 
@@ -75,20 +78,24 @@ class Parts:
         self._flying = {part for part in self._flying if not part.done()}
         return len(self._flying)
 
-    def send(self, part: bytearray) -> None:
-        """Send a copy of the next part, as soon as the parts in flight leave room for it.
+    def send(self, part: bytearray) -> bytearray:
+        """Send the next part, as soon as the parts in flight leave room for it; returns a buffer for the one after it.
 
         :raises Stopped: if the export is stopped, for instance because a part could not be sent.
         """
         room = max(1, IN_FLIGHT_BYTES // len(part)) if part else 1
         self._stop.wait_for(lambda: self.in_flight < room)
         future = Future[dict[str, Any]]()
-        arguments = (self._send, future, self.number + 1, self._copy(part))
+        arguments = (self._send, future, self.number + 1, bytes(part) if self._tls else part)
         # Not an executor's thread: those keep the interpreter from exiting.
         run = contextvars.copy_context().run
         threading.Thread(target=run, args=arguments, name=f"part-{self.number + 1}", daemon=True).start()
         self._parts.append(future)
         self._flying.add(future)
+        if self._tls:
+            return part
+        with self._stop.changing():
+            return self._free.pop() if self._free else bytearray(len(part))
 
     def wait(self) -> None:
         """Return when all parts have arrived.
@@ -96,6 +103,7 @@ class Parts:
         :raises Stopped: if the export is stopped, for instance because a part could not be sent.
         """
         self._stop.wait_for(lambda: not self.in_flight)
+        self._free.clear()
 
     def sent(self) -> list[dict[str, Any]]:
         """The list of parts for the completion; all parts have arrived."""
@@ -122,13 +130,18 @@ class Parts:
                 future.set_exception(exc)
         else:
             with self._stop.changing():
+                if isinstance(part, bytearray):
+                    self._free.append(part)
                 future.set_result(sent)
 
     def _request(self, number: int, part: bytes | bytearray) -> dict[str, Any]:
         doing = f"sending part {number} of"
         where: dict[str, Any] = {"UploadId": self.upload_id, "PartNumber": number}
+        crc32 = base64_crc32(isal_zlib.crc32(part))
+        if self._checksum:
+            where["ChecksumCRC32"] = crc32
         answer = self._bucket.request("upload_part", self._key, doing, hopeless=self.is_gone, **where, Body=part)
-        received, crc32 = answer.get("ChecksumCRC32"), base64_crc32(isal_zlib.crc32(part))
+        received = answer.get("ChecksumCRC32")
         if received not in (None, crc32):
             raise VerificationError(
                 f"The store received part {number} of {self._bucket.url(self._key)} with CRC32 {received} instead of"

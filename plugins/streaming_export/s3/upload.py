@@ -208,11 +208,11 @@ class Upload:
         self.abort(exc)
 
     def _send_part(self) -> None:
-        """Send the filled part; the buffer is used again."""
+        """Send the filled part."""
         parts = self._parts or self._start()
         if parts.number == MAX_PARTS:
             raise self._too_large(f"the object needs more than {MAX_PARTS:,} parts")
-        parts.send(self._part)
+        self._part = parts.send(self._part)
         self._filled = 0
         size = grown_part_bytes(parts.number + 1, self._first_bytes)
         if len(self._part) < size:

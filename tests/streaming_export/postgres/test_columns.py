@@ -359,7 +359,7 @@ def owner(engine: sa.Engine) -> Iterator[sa.Engine]:
 def readers(owner: sa.Engine) -> Iterator[Readers]:
     """Two sessions as an export opens them, one for each method."""
     sessions = Sessions(owner, "test_columns", {})
-    yield sessions.open(None, 5.0), sessions.open(None, 5.0)
+    yield sessions.open(5.0), sessions.open(5.0)
     sessions.end()
 
 

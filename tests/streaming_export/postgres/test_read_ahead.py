@@ -17,7 +17,7 @@ from streaming_export.cancellation import Stop, Stopped
 from streaming_export.postgres.read_ahead import AHEAD_BYTES, ReadAhead
 from tests.streaming_export.waiting import PATIENCE, Running, eventually
 
-CHUNK_BYTES = 256 * 1024
+CHUNK_BYTES = 1024 * 1024
 
 Read = Callable[[Any, BinaryIO], int]
 

@@ -16,7 +16,7 @@ from streaming_export.postgres.sessions import Sessions
 from streaming_export.postgres.snapshot import Snapshot
 from tests.streaming_export.conftest import LENGTH, Execute, lines
 from tests.streaming_export.exporting import read, take_options
-from tests.streaming_export.postgres.statements import another
+from tests.streaming_export.postgres.statements import another, watched
 from tests.streaming_export.waiting import Running, eventually
 
 WAYS = [("copy", "id"), ("copy", None), ("rows", "id"), ("rows", None)]
@@ -130,7 +130,7 @@ def test_a_dba_sees_who_reads(engine: sa.Engine, numbers: None, exporter: sa.Eng
         chunks = iter(csv)
         next(chunks)
         next(chunks)
-        assert len(sessions(engine, name)) == 1 + 3
+        assert eventually(lambda: len(sessions(engine, name)) == 1 + 3)
     assert eventually(lambda: not sessions(engine, name))
 
 
@@ -201,10 +201,19 @@ def test_connections_are_made_as_the_engine_makes_them(numbers: None, exporter: 
     assert made.count("event") >= 2
 
 
+def test_an_export_asks_few_questions_before_it_reads(numbers: None, exporter: sa.Engine, ranges: None) -> None:
+    """Each is a round trip: to a database far away, what comes before the first row would take longer than the rows."""
+    asked: list[str] = []
+    with open_csv("SELECT * FROM numbers", engine=watched(another(exporter), asked.append), unique_key="id") as csv:
+        assert b"".join(csv) == lines(1, LENGTH)
+    first = next(number for number, statement in enumerate(asked) if statement.startswith("COPY"))
+    assert first <= 12, asked[:first]
+
+
 def test_a_session_only_reads(exporter: sa.Engine, engine: sa.Engine) -> None:
     """The transaction is read only, and any other that a query's text could begin."""
     own = Sessions(engine, "test", {})
-    connection = own.open(None, 5.0)
+    connection = own.open(5.0)
     for _ in range(2):
         assert connection.exec_driver_sql("SHOW transaction_read_only").scalar_one() == "on"
         assert connection.exec_driver_sql("SHOW transaction_isolation").scalar_one() == "repeatable read"
