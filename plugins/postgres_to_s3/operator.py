@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -222,20 +221,18 @@ class PostgresToS3Operator(BaseOperator):
         if self._running:
             self._running.cancel()
 
-    @contextlib.contextmanager
-    def _reporting(self, ti: Any, state: str = "") -> Iterator[None]:
-        """Count and log an error, and raise what is left of it.
+    def _reporting(self, ti: Any, state: str = "") -> Readable:
+        """A block whose errors are counted and logged.
 
-        :param state: what is published, where the error does not say so.
+        :param state: what is published, if the error does not say so.
         """
-        with Readable(self.log, postgres_conn_id=self.postgres_conn_id, aws_conn_id=self.aws_conn_id):
-            try:
-                yield
-            except ExportError as exc:
-                if state:
-                    exc.during(state)
-                stats.incr(f"postgres_to_s3.failures.{type(exc).__name__}", tags=_tags(ti))
-                raise
+
+        def count(exc: ExportError) -> None:
+            if state:
+                exc.during(state)
+            stats.incr(f"postgres_to_s3.failures.{type(exc).__name__}", tags=_tags(ti))
+
+        return Readable(self.log, count, postgres_conn_id=self.postgres_conn_id, aws_conn_id=self.aws_conn_id)
 
     def _check(self, rendered: bool) -> None:
         """Refuse arguments that no run could use.

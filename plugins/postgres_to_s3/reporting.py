@@ -20,7 +20,7 @@ from streaming_export import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 #: Characters per line that the log view shows without scrolling.
 LINE = 100
@@ -50,10 +50,20 @@ class Readable:
     """A block whose errors are logged as `report` does, and raised without a traceback.
 
     This applies to `ExportError` and `AirflowFailException`; other errors are raised unchanged.
+
+    :param before: gets an `ExportError` before it is logged.
     """
 
-    def __init__(self, log: Any, *, postgres_conn_id: str | None = None, aws_conn_id: str | None = None) -> None:
+    def __init__(
+        self,
+        log: Any,
+        before: Callable[[ExportError], None] | None = None,
+        *,
+        postgres_conn_id: str | None = None,
+        aws_conn_id: str | None = None,
+    ) -> None:
         self._log = log
+        self._before = before
         self._connections = {"postgres_conn_id": postgres_conn_id, "aws_conn_id": aws_conn_id}
 
     def __enter__(self) -> None:
@@ -61,6 +71,8 @@ class Readable:
 
     def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
         if isinstance(exc, ExportError):
+            if self._before:
+                self._before(exc)
             raise report(self._log, exc, **self._connections) from None
         if isinstance(exc, AirflowFailException):
             for line in lines(exc):

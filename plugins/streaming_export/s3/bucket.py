@@ -40,9 +40,7 @@ _EXPORT_ID = "export-id"
 
 
 def check_key(argument: str, key: object, most: int = MAX_KEY_BYTES) -> None:
-    """Refuse a key that is too long, has control characters, or could leave its prefix.
-
-    A store, a proxy or a reader may resolve . and .. as in paths.
+    """Refuse a key that is too long, has control characters, or could leave its prefix by . and .. as in paths.
 
     :param argument: name of the argument, for the error.
     :param most: maximum bytes in UTF-8.
@@ -66,8 +64,8 @@ class Bucket:
     """A bucket. A request that fails transiently is repeated, with growing pauses.
 
     :param client: a boto3 S3 client, or the future of one; its own time-outs and retries come in addition. With boto3's
-        defaults a store that does not answer is given up after six minutes, with ``Config(connect_timeout=10,
-        read_timeout=20, retries={"total_max_attempts": 1})``, which the operator uses, within two.
+        defaults a silent store is given up after six minutes; ``Config(connect_timeout=10, read_timeout=20,
+        retries={"total_max_attempts": 1})``, which the operator uses, makes that two.
     :param name: of the bucket.
     :param extra_args: further arguments of the requests by their boto3 names, such as ``ServerSideEncryption``,
         ``SSEKMSKeyId``, ``ACL``, ``StorageClass``, ``Metadata``; each goes to every request that knows it.
