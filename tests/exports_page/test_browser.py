@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from tests.exports_page.conftest import DAYS
 from tests.exports_page.server import Airflow, relist
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, Page
+    from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.skipif(chromium.chromium() is None and not chromium.must_be_there(), reason=chromium.MISSING)
 
@@ -30,9 +29,16 @@ BRIGHTNESS = """it => ["backgroundColor", "color"].map((name) => {
     return red + green + blue;
 })"""
 
-CONTEXTS: dict[str, BrowserContext] = {}
+# As a click on one of Airflow's own links does. To load Airflow anew takes ten times as long.
+GO = """path => {
+    history.pushState({}, "", path);
+    dispatchEvent(new PopStateEvent("popstate"));
+}"""
+OURS = "table.exports, .empty"
 
-Open = Callable[..., AbstractContextManager["Page"]]
+WINDOWS: dict[str, Page] = {}
+
+Open = Callable[[str], "Page"]
 
 
 @pytest.fixture(scope="module")
@@ -42,91 +48,97 @@ def running() -> Iterator[Browser]:
         pytest.fail(chromium.MISSING)
     with chromium.browser() as started:
         yield started
-        CONTEXTS.clear()
+        WINDOWS.clear()
 
 
 @pytest.fixture
 def window(running: Browser, airflow: Airflow) -> Open:
-    """Opens a window of a user, who has opened others before: Airflow's 7 MB of JavaScript are in the cache."""
+    """Gives the window of a user, who goes from one page to the other in it."""
     relist()
 
-    @contextmanager
-    def open_window(user: str) -> Iterator[Page]:
-        if user not in CONTEXTS:
-            CONTEXTS[user] = chromium.context_of(running, airflow, user)
-        with CONTEXTS[user].new_page() as page:
-            yield page
+    def window_of(user: str) -> Page:
+        if user not in WINDOWS:
+            WINDOWS[user] = chromium.context_of(running, airflow, user).new_page()
+        return WINDOWS[user]
 
-    return open_window
+    return window_of
 
 
-def show(page: Page, airflow: Airflow, path: str = "plugin/exports") -> None:
-    """Open a page of Airflow's and wait for ours on it."""
-    page.goto(f"{airflow.url}/{path}")
-    page.wait_for_selector("table.exports, .empty")
+def show(page: Page, airflow: Airflow, path: str = "plugin/exports", load: bool = False) -> None:
+    """Go to a page of Airflow's and wait for ours on it.
+
+    :param load: load all of it, as for an address that was typed; a new window does so in any case.
+    """
+    if load or not page.url.startswith(airflow.url):
+        page.goto(f"{airflow.url}/{path}")
+    else:
+        page.evaluate(GO, "/plugin/none")
+        page.wait_for_selector(OURS, state="detached")
+        page.evaluate(GO, f"/{path}")
+    page.wait_for_selector(OURS)
 
 
 def test_tiles_charts_and_table(window: Open, airflow: Airflow, keys: list[str]) -> None:
     """Airflow's navigation leads to the page: five tiles, three charts with missing nights, a table that pages."""
-    with window("viewer") as page:
-        page.goto(airflow.url)
-        page.get_by_role("link", name="Exports").click()
-        page.wait_for_selector("table.exports")
-        assert page.locator(".tile").count() == 5
-        assert page.locator(".tile dt").all_inner_texts() == ["Newest", "Rows", "Size", "Time", "Unusual"]
-        charts = page.locator("figure svg")
-        assert charts.count() == 3
-        assert "2 missing" in str(charts.first.get_attribute("aria-label"))
-        for name, count in (("bar", DAYS - 2), ("missing", 2), ("mark", 4)):
-            assert charts.first.locator(f".{name}").count() == count
-        assert page.locator(".unusual li").count() == 4
-        assert page.locator("button.file").count() == 20
-        page.get_by_role("button", name="Older").click()
-        page.get_by_text("Page 2 of 2").wait_for()
-        assert page.locator("button.file").count() == DAYS - 2 - 20
-        assert "UTC" in str(page.locator("td time").first.get_attribute("title"))
+    page = window("viewer")
+    page.goto(airflow.url)
+    page.get_by_role("link", name="Exports").click()
+    page.wait_for_selector("table.exports")
+    assert page.locator(".tile").count() == 5
+    assert page.locator(".tile dt").all_inner_texts() == ["Newest", "Rows", "Size", "Time", "Unusual"]
+    charts = page.locator("figure svg")
+    assert charts.count() == 3
+    assert "2 missing" in str(charts.first.get_attribute("aria-label"))
+    for name, count in (("bar", DAYS - 2), ("missing", 2), ("mark", 4)):
+        assert charts.first.locator(f".{name}").count() == count
+    assert page.locator(".unusual li").count() == 4
+    assert page.locator("button.file").count() == 20
+    page.get_by_role("button", name="Older").click()
+    page.get_by_text("Page 2 of 2").wait_for()
+    assert page.locator("button.file").count() == DAYS - 2 - 20
+    assert "UTC" in str(page.locator("td time").first.get_attribute("title"))
 
 
 def test_details_by_keyboard(window: Open, airflow: Airflow, keys: list[str]) -> None:
     """Enter opens an entry: columns, files with SHA-256, checks, and lines for four tools that arrows go through."""
-    with window("user") as page:
-        show(page, airflow)
-        page.locator("button.file").first.focus()
-        page.keyboard.press("Enter")
-        page.wait_for_selector("pre")
-        assert page.locator("button.file").first.get_attribute("aria-expanded") == "true"
-        text = page.locator(".details").inner_text()
-        for part in ("customer_email", "timestamp with time zone", "same snapshot", "PostgreSQL", "WAL"):
-            assert part in text
-        tabs = page.get_by_role("tab")
-        assert tabs.all_inner_texts() == ["DuckDB", "pandas", "psql", "Redshift"]
-        tabs.first.focus()
-        for _ in range(2):
-            page.keyboard.press("ArrowRight")
-        assert "\\copy" in page.locator("pre").inner_text()
+    page = window("user")
+    show(page, airflow)
+    page.locator("button.file").first.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("pre")
+    assert page.locator("button.file").first.get_attribute("aria-expanded") == "true"
+    text = page.locator(".details").inner_text()
+    for part in ("customer_email", "timestamp with time zone", "same snapshot", "PostgreSQL", "WAL"):
+        assert part in text
+    tabs = page.get_by_role("tab")
+    assert tabs.all_inner_texts() == ["DuckDB", "pandas", "psql", "Redshift"]
+    tabs.first.focus()
+    for _ in range(2):
+        page.keyboard.press("ArrowRight")
+    assert "\\copy" in page.locator("pre").inner_text()
 
 
 def test_charts_and_pages_by_keyboard(window: Open, airflow: Airflow, keys: list[str]) -> None:
     """Tab reaches one bar of each chart, arrows the others, Enter opens one; what is drawn anew keeps the focus."""
-    with window("viewer") as page:
-        show(page, airflow)
-        chart = page.locator("figure svg").first
-        assert chart.locator("[tabindex='0']").count() == 1
-        chart.locator("[tabindex='0']").focus()
-        page.keyboard.press("Home")
-        page.keyboard.press("ArrowRight")
-        assert chart.locator(".touch").nth(1).evaluate("it => it === it.getRootNode().activeElement")
-        page.keyboard.press("Enter")
-        page.wait_for_selector("pre")
-        opened = page.locator("button.file[aria-expanded=true]")
-        assert keys[1].rsplit("/", 1)[1] in opened.inner_text()
-        assert opened.evaluate("it => it === it.getRootNode().activeElement")
-        page.get_by_role("button", name="Newer").press("Enter")
-        page.get_by_text("Page 1 of 2").wait_for()
-        assert page.get_by_role("button", name="Older").evaluate("it => it === it.getRootNode().activeElement")
-        page.get_by_role("button", name="Reload").press("Enter")
-        page.locator("main[aria-busy=false]").wait_for()
-        assert page.get_by_role("button", name="Reload").evaluate("it => it === it.getRootNode().activeElement")
+    page = window("viewer")
+    show(page, airflow)
+    chart = page.locator("figure svg").first
+    assert chart.locator("[tabindex='0']").count() == 1
+    chart.locator("[tabindex='0']").focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    assert chart.locator(".touch").nth(1).evaluate("it => it === it.getRootNode().activeElement")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("pre")
+    opened = page.locator("button.file[aria-expanded=true]")
+    assert keys[1].rsplit("/", 1)[1] in opened.inner_text()
+    assert opened.evaluate("it => it === it.getRootNode().activeElement")
+    page.get_by_role("button", name="Newer").press("Enter")
+    page.get_by_text("Page 1 of 2").wait_for()
+    assert page.get_by_role("button", name="Older").evaluate("it => it === it.getRootNode().activeElement")
+    page.get_by_role("button", name="Reload").press("Enter")
+    page.locator("main[aria-busy=false]").wait_for()
+    assert page.get_by_role("button", name="Reload").evaluate("it => it === it.getRootNode().activeElement")
 
 
 @pytest.mark.parametrize("width", [1440, 390])
@@ -166,10 +178,10 @@ def test_the_operators_link_leads_to_the_entry(window: Open, airflow: Airflow, s
 
     from postgres_to_s3.summary import link
 
-    with window("viewer") as page:
-        page.goto(f"{airflow.url}/{link(SimpleNamespace(manifest_url=f's3://{shop}/{keys[2]}.manifest.json'))}")
-        page.wait_for_selector("pre")
-        assert keys[2].rsplit("/", 1)[1] in page.locator("button.file[aria-expanded=true]").inner_text()
+    page = window("viewer")
+    show(page, airflow, link(SimpleNamespace(manifest_url=f"s3://{shop}/{keys[2]}.manifest.json")), load=True)
+    page.wait_for_selector("pre")
+    assert keys[2].rsplit("/", 1)[1] in page.locator("button.file[aria-expanded=true]").inner_text()
 
 
 def test_dark_and_phone(window: Open, running: Browser, airflow: Airflow, keys: list[str]) -> None:
@@ -188,47 +200,47 @@ def test_dark_and_phone(window: Open, running: Browser, airflow: Airflow, keys: 
 
 def test_the_tab_of_a_dag(window: Open, airflow: Airflow, keys: list[str]) -> None:
     """Each DAG has the tab; one that exports nothing says so, and links to all exports."""
-    with window("viewer") as page:
-        show(page, airflow, "dags/orders_export/plugin/dag-exports")
-        assert page.locator("button.file").count() == 20
-        show(page, airflow, "dags/orders_ingest/plugin/dag-exports")
-        assert "orders_ingest has no exports" in page.locator(".empty").inner_text()
-        page.get_by_role("link", name="All exports").click()
-        page.wait_for_selector("table.exports")
+    page = window("viewer")
+    show(page, airflow, "dags/orders_export/plugin/dag-exports")
+    assert page.locator("button.file").count() == 20
+    show(page, airflow, "dags/orders_ingest/plugin/dag-exports")
+    assert "orders_ingest has no exports" in page.locator(".empty").inner_text()
+    page.get_by_role("link", name="All exports").click()
+    page.wait_for_selector("table.exports")
 
 
 def test_a_download_that_succeeds(
     window: Open, airflow: Airflow, shop: str, keys: list[str], client: Any, tmp_path: Path
 ) -> None:
     """The file that the browser saves is the object, byte for byte; verifying says so in the table."""
-    with window("user") as page:
-        show(page, airflow)
-        name = keys[-1].rsplit("/", 1)[1]
-        with page.expect_download() as found:
-            page.get_by_role("button", name=f"Download {name}").first.click()
-        assert found.value.failure() is None
-        assert found.value.suggested_filename == name
-        assert Path(found.value.path()).read_bytes() == content(client, shop, keys[-1])
-        page.get_by_role("button", name=f"Verify {name}").click()
-        page.get_by_text("✓ rows, SHA-256").wait_for()
+    page = window("user")
+    show(page, airflow)
+    name = keys[-1].rsplit("/", 1)[1]
+    with page.expect_download() as found:
+        page.get_by_role("button", name=f"Download {name}").first.click()
+    assert found.value.failure() is None
+    assert found.value.suggested_filename == name
+    assert Path(found.value.path()).read_bytes() == content(client, shop, keys[-1])
+    page.get_by_role("button", name=f"Verify {name}").click()
+    page.get_by_text("✓ rows, SHA-256").wait_for()
 
 
 def test_the_live_table(window: Open, airflow: Airflow, keys: list[str], table: int) -> None:
     """The form downloads what was asked for; what the server refuses is a sentence on the page, and no file."""
-    with window("user") as page:
-        show(page, airflow)
-        page.get_by_text("Orders as they are now").click()
-        page.get_by_label("paid").check()
-        with page.expect_download() as found:
-            page.get_by_role("button", name="Download orders.csv").click()
-        assert found.value.failure() is None
-        lines = Path(found.value.path()).read_text().splitlines()
-        assert lines[0] == "id,customer_email,total_cents,status,created_at"
-        assert ",paid," in lines[1]
-        page.get_by_label("Created from").fill("2026-11-02T00:00:00")
-        page.get_by_label("Created before").fill("2026-11-01T00:00:00")
+    page = window("user")
+    show(page, airflow)
+    page.get_by_text("Orders as they are now").click()
+    page.get_by_label("paid").check()
+    with page.expect_download() as found:
         page.get_by_role("button", name="Download orders.csv").click()
-        page.get_by_text("created_from='2026-11-02T00:00:00+00:00' is not allowed").wait_for()
+    assert found.value.failure() is None
+    lines = Path(found.value.path()).read_text().splitlines()
+    assert lines[0] == "id,customer_email,total_cents,status,created_at"
+    assert ",paid," in lines[1]
+    page.get_by_label("Created from").fill("2026-11-02T00:00:00")
+    page.get_by_label("Created before").fill("2026-11-01T00:00:00")
+    page.get_by_role("button", name="Download orders.csv").click()
+    page.get_by_text("created_from='2026-11-02T00:00:00+00:00' is not allowed").wait_for()
 
 
 @pytest.mark.parametrize("kind", ["live", "file"])
@@ -249,25 +261,25 @@ def test_a_download_that_fails(
         return bytes(read(self))
 
     monkeypatch.setattr(reading, "read", failing)
-    with window("user") as page:
-        show(page, airflow)
-        page.get_by_text("Orders as they are now").click()
-        button = "Download orders.csv" if kind == "live" else f"Download {keys[-1].rsplit('/', 1)[1]}"
-        with page.expect_download() as found:
-            page.get_by_role("button", name=button, exact=True).first.click()
-        assert found.value.failure()
+    page = window("user")
+    show(page, airflow)
+    page.get_by_text("Orders as they are now").click()
+    button = "Download orders.csv" if kind == "live" else f"Download {keys[-1].rsplit('/', 1)[1]}"
+    with page.expect_download() as found:
+        page.get_by_role("button", name=button, exact=True).first.click()
+    assert found.value.failure()
 
 
 def test_permissions(window: Open, running: Browser, airflow: Airflow, keys: list[str]) -> None:
     """A viewer has no download and no form, and sees why; without a credential there is Airflow's login."""
     for user, allowed in (("viewer", False), ("user", True), ("admin", True)):
-        with window(user) as page:
-            show(page, airflow)
-            button = page.get_by_role("button", name="Download").first
-            assert button.is_enabled() is allowed
-            assert (page.locator("details.live").count() == 1) is allowed
-            if not allowed:
-                assert "orders_export" in str(button.get_attribute("title"))
+        page = window(user)
+        show(page, airflow)
+        button = page.get_by_role("button", name="Download").first
+        assert button.is_enabled() is allowed
+        assert (page.locator("details.live").count() == 1) is allowed
+        if not allowed:
+            assert "orders_export" in str(button.get_attribute("title"))
     with running.new_page() as page:
         page.goto(f"{airflow.url}/plugin/exports")
         page.locator("input[type=password]").wait_for()
@@ -283,17 +295,17 @@ def test_hostile_names_stay_text(window: Open, airflow: Airflow, shop: str, keys
     for key, body in names.items():
         client.put_object(Bucket=shop, Key=f"{key}.manifest.json", Body=body.encode())
     try:
-        with window("admin") as page:
-            show(page, airflow)
-            page.get_by_label("Series").select_option(f"hostile/{html}-*.csv")
-            page.locator("caption", has_text="hostile").wait_for()
-            page.locator("button.file").first.click()
-            page.wait_for_selector("pre")
-            assert html in page.locator(".details").inner_text()
-            assert page.locator(".page img").count() == 0
-            page.get_by_label("Series").select_option("hostile/<b>x-*.csv")
-            page.locator("tr.problem", has_text="not JSON").wait_for()
-            assert page.title() != "owned"
+        page = window("admin")
+        show(page, airflow)
+        page.get_by_label("Series").select_option(f"hostile/{html}-*.csv")
+        page.locator("caption", has_text="hostile").wait_for()
+        page.locator("button.file").first.click()
+        page.wait_for_selector("pre")
+        assert html in page.locator(".details").inner_text()
+        assert page.locator(".page img").count() == 0
+        page.get_by_label("Series").select_option("hostile/<b>x-*.csv")
+        page.locator("tr.problem", has_text="not JSON").wait_for()
+        assert page.title() != "owned"
     finally:
         for key in names:
             client.delete_object(Bucket=shop, Key=f"{key}.manifest.json")

@@ -16,15 +16,19 @@ import pytest
 import requests
 import sqlalchemy as sa
 
+from demo import services
+from tests.exports_page.conftest import ROWS as ORDERS
 from tests.exports_page.server import Airflow, file_of, raw, rest
 
 LIVE = "exports/orders.csv"
 ROWS = 400_000  # of about 78 bytes: more than sockets and buffers hold
 
 
-@pytest.fixture
-def many(table: int, engine: sa.Engine) -> Iterator[int]:
-    """More rows of orders, in the way that streams in pieces."""
+@pytest.fixture(scope="module")
+def many(database: str, shop: str, engine: sa.Engine) -> Iterator[int]:
+    """More rows of orders, in the way that streams in pieces; for the tests after those of the table as it is."""
+    table = services.load_orders(database, ORDERS)
+    services.make_exporter(database)
     with engine.begin() as connection:
         connection.exec_driver_sql(
             "INSERT INTO orders SELECT 1000000 + i, 'customer' || i || '@example.com', i, 'paid',"
@@ -127,6 +131,19 @@ def test_what_the_trigger_form_refuses_is_refused(airflow: Airflow, query: str, 
     assert problem["msg"].startswith(field)
 
 
+def test_what_can_not_be_opened_has_a_status(airflow: Airflow, engine: sa.Engine, table: int) -> None:
+    """A database that refuses is a 503 with what to do, not a broken file."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql("REVOKE SELECT ON orders FROM orders_exporter")
+    try:
+        answer = airflow.session("user").get(f"{airflow.url}/{LIVE}")
+    finally:
+        with engine.begin() as connection:
+            connection.exec_driver_sql("GRANT SELECT ON orders TO orders_exporter")
+    assert answer.status_code == 503
+    assert "permission denied" in answer.json()["detail"]
+
+
 def test_a_broken_stream_never_looks_complete(
     airflow: Airflow, broken: None, engine: sa.Engine, tmp_path: Path
 ) -> None:
@@ -145,19 +162,6 @@ def test_a_broken_stream_never_looks_complete(
     for encoding in ("identity", "gzip"):
         with pytest.raises((requests.exceptions.ChunkedEncodingError, requests.exceptions.ConnectionError)):
             airflow.session("user").get(f"{airflow.url}/{LIVE}", headers={"Accept-Encoding": encoding})
-
-
-def test_what_can_not_be_opened_has_a_status(airflow: Airflow, engine: sa.Engine, table: int) -> None:
-    """A database that refuses is a 503 with what to do, not a broken file."""
-    with engine.begin() as connection:
-        connection.exec_driver_sql("REVOKE SELECT ON orders FROM orders_exporter")
-    try:
-        answer = airflow.session("user").get(f"{airflow.url}/{LIVE}")
-    finally:
-        with engine.begin() as connection:
-            connection.exec_driver_sql("GRANT SELECT ON orders TO orders_exporter")
-    assert answer.status_code == 503
-    assert "permission denied" in answer.json()["detail"]
 
 
 def test_a_gone_browser_frees_its_connections(airflow: Airflow, many: int, engine: sa.Engine) -> None:
