@@ -35,23 +35,23 @@ SETTINGS: dict[str, dict[str, Any]] = {"no trailers": {"request_checksum_calcula
 
 
 @contextmanager
-def stand_in(action: Action) -> Iterator[str]:
-    """A moto whose every request goes through `action`; yields the URL."""
-    with services.moto() as endpoint, contextlib.closing(StoreProxy(endpoint)) as proxy:
+def stand_in(moto: str, action: Action) -> Iterator[str]:
+    """A way to a moto on which every request goes through `action`; yields the URL."""
+    with contextlib.closing(StoreProxy(moto)) as proxy:
         proxy.default = action
         yield proxy.url
 
 
-def empty_etag() -> AbstractContextManager[str]:
+def empty_etag(moto: str) -> AbstractContextManager[str]:
     """CompleteMultipartUpload is answered with an empty ETag. Ceph RGW 16 does; HEAD has the right one."""
 
     def action(exchange: Exchange) -> None:
         exchange.answer(*_without_etag(exchange))
 
-    return stand_in(action)
+    return stand_in(moto, action)
 
 
-def conditions_ignored() -> AbstractContextManager[str]:
+def conditions_ignored(moto: str) -> AbstractContextManager[str]:
     """Conditional writes are done whatever is there. StorageGRID does so in one of its configurations."""
 
     def action(exchange: Exchange) -> None:
@@ -59,10 +59,10 @@ def conditions_ignored() -> AbstractContextManager[str]:
             exchange.drop_headers(CONDITIONS)
         pass_on(exchange)
 
-    return stand_in(action)
+    return stand_in(moto, action)
 
 
-def conditions_refused() -> AbstractContextManager[str]:
+def conditions_refused(moto: str) -> AbstractContextManager[str]:
     """A conditional write is answered 501. StorageGRID does so in the other one, and S3 itself did until 2024."""
 
     def action(exchange: Exchange) -> None:
@@ -71,10 +71,10 @@ def conditions_refused() -> AbstractContextManager[str]:
         else:
             pass_on(exchange)
 
-    return stand_in(action)
+    return stand_in(moto, action)
 
 
-def ceph_rgw_16() -> AbstractContextManager[str]:
+def ceph_rgw_16(moto: str) -> AbstractContextManager[str]:
     """If-Match is answered 412 though the object is unchanged: it is compared with the ETag without its quotes.
 
     If-None-Match is honoured on put; on complete both are ignored, and the answer's ETag is empty. RGW also refuses
@@ -95,10 +95,10 @@ def ceph_rgw_16() -> AbstractContextManager[str]:
         else:
             pass_on(exchange)
 
-    return stand_in(action)
+    return stand_in(moto, action)
 
 
-def no_checksums() -> AbstractContextManager[str]:
+def no_checksums(moto: str) -> AbstractContextManager[str]:
     """The store takes checksums and forgets them: no answer has one. Stores that don't know S3's do so."""
 
     def action(exchange: Exchange) -> None:
@@ -107,11 +107,11 @@ def no_checksums() -> AbstractContextManager[str]:
         headers = {name: value for name, value in headers.items() if "checksum" not in name.lower()}
         exchange.answer(status, headers, re.sub(rb"<(Checksum\w+)>.*?</\1>", b"", body))
 
-    return stand_in(action)
+    return stand_in(moto, action)
 
 
 @contextmanager
-def no_trailers() -> Iterator[str]:
+def no_trailers(moto: str) -> Iterator[str]:
     """Checksums in trailers are refused with 411, as Ceph RGW 16 does. boto3 sends them over TLS, so this speaks it."""
 
     def action(exchange: Exchange) -> None:
@@ -121,15 +121,15 @@ def no_trailers() -> Iterator[str]:
         else:
             pass_on(exchange)
 
-    with TemporaryDirectory() as folder, services.moto() as endpoint:
+    with TemporaryDirectory() as folder:
         authority = Authority(Path(folder) / "authority")
-        with contextlib.closing(StoreProxy(endpoint, authority.context("localhost"))) as proxy:
+        with contextlib.closing(StoreProxy(moto, authority.context("localhost"))) as proxy:
             proxy.default = action
             with _environment("AWS_CA_BUNDLE", str(authority.certificate)):
                 yield proxy.url
 
 
-def equal_parts() -> AbstractContextManager[str]:
+def equal_parts(moto: str) -> AbstractContextManager[str]:
     """All parts but the last must have one size, and the last no more, or the completion fails. Cloudflare R2."""
     sizes: dict[str, dict[int, int]] = collections.defaultdict(dict)
 
@@ -145,19 +145,19 @@ def equal_parts() -> AbstractContextManager[str]:
                 return
         pass_on(exchange)
 
-    return stand_in(action)
+    return stand_in(moto, action)
 
 
-def no_listing() -> AbstractContextManager[str]:
+def no_listing(moto: str) -> AbstractContextManager[str]:
     """ListMultipartUploads is not allowed, as to a role without s3:ListBucketMultipartUploads on any store."""
 
     def action(exchange: Exchange) -> None:
         (refuse("AccessDenied", 403) if exchange.operation == "ListMultipartUploads" else pass_on)(exchange)
 
-    return stand_in(action)
+    return stand_in(moto, action)
 
 
-def throttling() -> AbstractContextManager[str]:
+def throttling(moto: str) -> AbstractContextManager[str]:
     """Every other write is answered 503 SlowDown at first, and done when it is tried again. S3 does so under load."""
     tries: dict[tuple[str, str], int] = {}
     lock = threading.Lock()
@@ -172,10 +172,10 @@ def throttling() -> AbstractContextManager[str]:
                 tries[request] -= 1
         (refuse("SlowDown", 503) if refused else pass_on)(exchange)
 
-    return stand_in(action)
+    return stand_in(moto, action)
 
 
-def slow() -> AbstractContextManager[str]:
+def slow(moto: str) -> AbstractContextManager[str]:
     """What is sent arrives with 2 MB/s in all, as over a narrow line."""
     line = threading.Lock()
     step = 64 * 1024
@@ -188,13 +188,13 @@ def slow() -> AbstractContextManager[str]:
             exchange.take_body(share)
         pass_on(exchange)
 
-    return stand_in(action)
+    return stand_in(moto, action)
 
 
-#: Every store that can be had: context managers that yield the URL of a new, empty one.
-STORES: dict[str, Callable[[], AbstractContextManager[str]]] = {
-    "seaweedfs": services.s3,
-    "moto": services.moto,
+#: Every store that can be had: context managers that take the URL of a moto and yield that of the store.
+STORES: dict[str, Callable[[str], AbstractContextManager[str]]] = {
+    "seaweedfs": lambda moto: services.s3(),
+    "moto": contextlib.nullcontext,
     "empty ETag": empty_etag,
     "conditions ignored": conditions_ignored,
     "conditions refused": conditions_refused,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -20,15 +20,17 @@ BUCKET = "bucket"
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Callable[[str], str]]:
+def running(moto_endpoint: str) -> Iterator[Callable[[str], str]]:
     """Starts a store when a test first asks for it; the URL."""
     with ExitStack() as stack:
         urls: dict[str, str] = {}
 
         def start(name: str) -> str:
             if name not in urls:
-                urls[name] = stack.enter_context(stores.STORES[name]())
-                client_of(name, urls[name]).create_bucket(Bucket=BUCKET)
+                urls[name] = stack.enter_context(stores.STORES[name](moto_endpoint))
+                client = client_of(name, urls[name])
+                with suppress(client.exceptions.BucketAlreadyOwnedByYou):
+                    client.create_bucket(Bucket=BUCKET)
             return urls[name]
 
         yield start

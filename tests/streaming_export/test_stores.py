@@ -53,9 +53,9 @@ class Store:
 
 
 @pytest.fixture(scope="module", params=STORES)
-def endpoint_of(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+def endpoint_of(request: pytest.FixtureRequest, moto_endpoint: str) -> Iterator[tuple[str, str]]:
     """Name and URL of each store."""
-    with STORES[request.param]() as endpoint:
+    with STORES[request.param](moto_endpoint) as endpoint:
         yield request.param, endpoint
 
 
