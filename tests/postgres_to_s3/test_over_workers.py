@@ -91,9 +91,9 @@ def writers(engine: sa.Engine, orders: int) -> Iterator[set[str]]:
     done, names = threading.Event(), set[str]()
 
     def write() -> None:
-        while not done.is_set():
-            with engine.begin() as connection:
-                one, other = "(SELECT min(id) FROM orders)", "(SELECT max(id) FROM orders)"
+        one, other = "(SELECT min(id) FROM orders)", "(SELECT max(id) FROM orders)"
+        with engine.connect() as connection:
+            while not done.wait(0.01):
                 connection.exec_driver_sql(f"UPDATE orders SET total_cents = total_cents - 9 WHERE id = {one}")
                 connection.exec_driver_sql(f"UPDATE orders SET total_cents = total_cents + 9 WHERE id = {other}")
                 connection.exec_driver_sql(
@@ -104,6 +104,7 @@ def writers(engine: sa.Engine, orders: int) -> Iterator[set[str]]:
                 names.update(
                     row[0] for row in connection.exec_driver_sql("SELECT application_name FROM pg_stat_activity")
                 )
+                connection.commit()
 
     thread = threading.Thread(target=write)
     thread.start()
