@@ -38,6 +38,8 @@ CANARIES = {
     "the key of the mask": "canary-mask-key-of-enough-bytes",
 }
 
+ROWS = 20_000  # beside the two that have canaries
+
 # Makes statements last, so that pg_stat_activity is seen to show them; called when they are planned.
 NAP = """
 CREATE FUNCTION nap() RETURNS boolean IMMUTABLE LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.1); RETURN true; END'
@@ -253,7 +255,7 @@ def run(
             connection.execute(NAP)
             # COPY's rows are in no log, unlike those of an INSERT.
             with connection.cursor().copy("COPY people FROM STDIN") as copy:
-                for number in range(20_000):
+                for number in range(ROWS):
                     copy.write_row((f"canary-{number:05}-x@example.com", number, "a name"))
                 copy.write_row((CANARIES["a row's key"], 1, CANARIES["a masked value"]))
                 copy.write_row((CANARIES["a row's value"], 2, "a name"))
@@ -292,6 +294,18 @@ def test_the_places_are_where_canaries_would_be(run: Run) -> None:
     places = run.places()
     assert told.keys() == places.keys()
     assert {place for place, text in told.items() if text not in places[place]} == set()
+
+
+def test_openlineage_is_told_what_was_published(run: Run) -> None:
+    """Airflow's OpenLineage provider asks the task, and sends its answer."""
+    told = [json.loads(line) for line in run.places()["events of OpenLineage"].splitlines()]
+    (complete,) = (
+        event for event in told if event["eventType"] == "COMPLETE" and event["job"]["name"] == "canaries.by_rows"
+    )
+    assert [read["name"] for read in complete["inputs"]] == ["postgres.public.people"]
+    (written,) = complete["outputs"]
+    assert (written["namespace"], written["name"]) == ("s3://exports", "people/rows.csv")
+    assert written["outputFacets"]["outputStatistics"]["rowCount"] == ROWS + 2
 
 
 @pytest.mark.parametrize("planted", CANARIES)

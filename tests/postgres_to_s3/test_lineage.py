@@ -1,10 +1,9 @@
-"""What an export reports to OpenLineage, and that it runs without OpenLineage."""
+"""What an export reports to OpenLineage, and that it runs without it; tests/test_canaries.py has Airflow send it."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from urllib.parse import quote
 import pytest
 import sqlalchemy as sa
 
-from demo import services
 from orders.models import Order, select_orders, select_orders_by
 from streaming_export import EmptyResult
 from tests.conftest import content
@@ -87,41 +85,6 @@ def test_without_openlineage(make: Make, orders: int, bucket: str, monkeypatch: 
         monkeypatch.setitem(sys.modules, name, None)
     assert make().execute(CONTEXT)["rows"] == orders
     assert "postgres_to_s3.lineage" not in sys.modules
-
-
-DAG_FILE = """
-from airflow.sdk import DAG
-from postgres_to_s3 import PostgresToS3Operator
-
-with DAG("lineage", schedule=None) as dag:
-    PostgresToS3Operator(task_id="export", query="SELECT id FROM orders", s3_bucket={bucket!r}, s3_key="a.csv",
-                         postgres_conn_id="orders_db", aws_conn_id="exports_s3")
-
-if __name__ == "__main__":
-    dag.test()
-"""
-
-
-def test_in_a_run(airflow_database: None, orders: int, bucket: str, schema: str, tmp_path: Path) -> None:
-    """Airflow's OpenLineage provider asks the task, and sends its answer."""
-    dags, events = tmp_path / "dags", tmp_path / "events.jsonl"
-    dags.mkdir()
-    (dags / "lineage.py").write_text(DAG_FILE.format(bucket=bucket))
-    switched_on = {
-        "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps({"type": "file", "log_file_path": str(events), "append": True}),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
-    }
-    environment = os.environ | {"PYTHONPATH": str(services.PROJECT / "plugins")} | switched_on
-    done = subprocess.run([sys.executable, dags / "lineage.py"], env=environment, capture_output=True, text=True)
-    assert events.exists(), done.stdout + done.stderr
-    told = [json.loads(line) for line in events.read_text().splitlines()]
-    (complete,) = (
-        event for event in told if event["eventType"] == "COMPLETE" and event["job"]["name"] == "lineage.export"
-    )
-    assert [read["name"] for read in complete["inputs"]] == [f"postgres.{schema}.orders"]
-    (written,) = complete["outputs"]
-    assert (written["namespace"], written["name"]) == (f"s3://{bucket}", "a.csv")
-    assert written["outputFacets"]["outputStatistics"]["rowCount"] == orders
 
 
 def test_nothing_is_sent_by_these_tests(airflow_home: Path) -> None:
