@@ -22,6 +22,8 @@ from airflow.sdk.api.datamodels._generated import BundleInfo, TaskInstance
 from airflow.sdk.execution_time import supervisor
 from airflow.sdk.timezone import utcnow
 
+from postgres_to_s3 import PostgresToS3Operator  # noqa: F401  once, and not in each task
+
 DAG = """
 import resource
 from datetime import timedelta

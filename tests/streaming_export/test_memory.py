@@ -21,7 +21,7 @@ from tests.conftest import let_export
 from tests.streaming_export.waiting import eventually
 
 MB = 1_000_000
-ROWS = 1_000_000
+ROWS = 500_000
 
 URL = re.compile(r"https?://127\.0\.0\.1:\d+")
 
@@ -103,7 +103,7 @@ def environment() -> dict[str, str]:
     [
         (ROWS, 800, {"unique_key": "id", "yield_per": 10_000}),
         (ROWS, 800, {}),
-        (ROWS // 4, 400, {"method": "rows"}),
+        (ROWS // 2, 400, {"method": "rows"}),
     ],
     ids=["batches", "stream", "rows"],
 )
@@ -136,4 +136,4 @@ def test_wider_rows_cost_three_copies(growth: Growth, width: int) -> None:
 
 def test_tls_takes_no_more_memory(growth: Growth, tls_store: str) -> None:
     """The bound holds over TLS, where botocore would copy each part to send its checksum behind it."""
-    assert growth(ROWS // 4, unique_key="id", endpoint=tls_store) < 64 * MB
+    assert growth(ROWS // 2, unique_key="id", endpoint=tls_store) < 64 * MB
