@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import sqlite3
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import botocore.session
 import psycopg
 import pytest
 import sqlalchemy as sa
@@ -16,6 +19,9 @@ from sqlalchemy.pool import NullPool
 from demo import services
 
 services.isolate_environment()
+
+# Each of Airflow's AWS hooks makes a session of its own, which would read S3's description from JSON again.
+botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 
 
 @pytest.fixture(scope="session")
@@ -58,11 +64,15 @@ def airflow_home(folder: Path, database: str, endpoint: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def airflow_database(airflow_home: Path) -> None:
-    """Airflow's own database, for what runs DAGs."""
+def airflow_database(airflow_home: Path) -> Path:
+    """Airflow's own database, for what runs DAGs; returns a copy as it is now, for an Airflow of its own."""
     from airflow.utils import db
 
     db.initdb()
+    new = airflow_home / "new.db"
+    with sqlite3.connect(airflow_home / "airflow.db") as made, sqlite3.connect(new) as copy:
+        made.backup(copy)
+    return new
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import inspect
 import json
 import os
 import re
-import sqlite3
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -28,6 +27,8 @@ PAGES = {
     for path in [services.PROJECT / "README.md", *sorted((services.PROJECT / "docs").glob("*.md"))]
 }
 README, OPERATOR, RUNNING = (PAGES[name] for name in ("README.md", "docs/operator.md", "docs/running.md"))
+
+BUNDLE = "airflow.dag_processing.bundles.local.LocalDagBundle"
 
 NOTES = "SELECT * FROM (VALUES (1, 'hello'), (2, NULL), (3, '')) AS v (id, note)"
 
@@ -125,27 +126,25 @@ def test_a_column_alone_loses_its_null_rows_in_some_readers(tmp_path: Path, expo
 
 @pytest.mark.parametrize("dag", DAGS)
 def test_a_dag_runs(
-    dag: str, reader: dict[str, str], airflow_home: Path, airflow_database: None, tmp_path: Path, client: Any
+    dag: str,
+    reader: dict[str, str],
+    airflow_database: Path,
+    tmp_path: Path,
+    client: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Airflow runs it by the command of the README, without a scheduler or a logical date, and the object is there."""
+    from airflow.cli.cli_parser import get_parser
+
     (dag_id,) = re.findall(r'DAG\("(\w+)"', dag)
-    (tmp_path / "dags").mkdir()
-    (tmp_path / "dags" / f"{dag_id}.py").write_text(dag)
-    with sqlite3.connect(airflow_home / "airflow.db") as made, sqlite3.connect(tmp_path / "airflow.db") as copy:
-        made.backup(copy)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(services.PROJECT / "plugins"),
-        "AIRFLOW_HOME": str(tmp_path),
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{tmp_path}/airflow.db",
-        "AIRFLOW__CORE__DAGS_FOLDER": str(tmp_path / "dags"),
-    }
+    (tmp_path / f"{dag_id}.py").write_text(dag)
+    bundle = {"name": dag_id, "classpath": BUNDLE, "kwargs": {"path": str(tmp_path)}}
+    monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps([bundle]))
     before = {item["Key"] for item in client.list_objects_v2(Bucket=services.BUCKET).get("Contents", [])}
-    command = [sys.executable, "-m", "airflow", "dags", "test", dag_id]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
+    arguments = get_parser().parse_args(["dags", "test", dag_id])
+    arguments.func(arguments)
     after = {item["Key"] for item in client.list_objects_v2(Bucket=services.BUCKET).get("Contents", [])}
-    assert len([key for key in after - before if not key.endswith(".manifest.json")]) == 1, done.stdout[-3000:]
+    assert len([key for key in after - before if not key.endswith(".manifest.json")]) == 1
     for key in after - before:
         client.delete_object(Bucket=services.BUCKET, Key=key)
 
@@ -204,7 +203,7 @@ def test_commands_exist() -> None:
     assert "demo" in targets
 
 
-def test_the_backfill_command_is_understood(airflow_home: Path, airflow_database: None) -> None:
+def test_the_backfill_command_is_understood(airflow_home: Path, airflow_database: Path) -> None:
     """Airflow parses the command's options, and knows the DAG."""
     from airflow.cli.cli_parser import get_parser
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import sqlite3
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -36,10 +36,14 @@ with DAG("installed", schedule=None):
     )
 """
 
+# Lists the plugins by Airflow's command, and runs the DAG: to import Airflow once takes long enough.
 RUN = """
-import os, sys
+import os
+from airflow.cli.cli_parser import get_parser
 from airflow.dag_processing.dagbag import DagBag
 import postgres_to_s3
+command = get_parser().parse_args(["plugins", "--output", "json"])
+command.func(command)
 bag = DagBag(os.environ["AIRFLOW__CORE__DAGS_FOLDER"])
 assert not bag.import_errors, bag.import_errors
 print("RESULT", postgres_to_s3.__file__, bag.dags["installed"].test(logical_date=None).state)
@@ -87,21 +91,32 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return python
 
 
-@pytest.fixture
-def environment(airflow_home: Path, airflow_database: None, tmp_path: Path) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the newcomer's."""
+    return tmp_path_factory.mktemp("newcomer")
+
+
+@pytest.fixture(scope="module")
+def environment(airflow_database: Path, home: Path) -> dict[str, str]:
     """Airflow without folders of this project."""
     for name in ("dags", "plugins"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "dags" / "installed.py").write_text(DAG_FILE)
-    with sqlite3.connect(airflow_home / "airflow.db") as made, sqlite3.connect(tmp_path / "airflow.db") as copy:
-        made.backup(copy)
+        (home / name).mkdir()
+    (home / "dags" / "installed.py").write_text(DAG_FILE)
+    shutil.copy(airflow_database, home / "airflow.db")
     return {
         **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        "AIRFLOW_HOME": str(tmp_path),
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{tmp_path}/airflow.db",
-        "AIRFLOW__CORE__DAGS_FOLDER": str(tmp_path / "dags"),
-        "AIRFLOW__CORE__PLUGINS_FOLDER": str(tmp_path / "plugins"),
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
+        "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(home / "plugins"),
     }
+
+
+@pytest.fixture(scope="module")
+def said(python: str, environment: dict[str, str], home: Path) -> str:
+    """What Airflow says with the wheel."""
+    return run([python, "-c", RUN], env=environment, cwd=home)
 
 
 def test_the_wheel_holds_the_packages_and_the_schema(wheel: Path) -> None:
@@ -117,10 +132,9 @@ def sources(package: str) -> list[Path]:
     return list((services.PROJECT / "plugins" / package).rglob("*.py"))
 
 
-def test_airflow_lists_the_plugin(python: str, environment: dict[str, str], tmp_path: Path) -> None:
+def test_airflow_lists_the_plugin(said: str) -> None:
     """It is found by its entry point, with the folder of plugins empty: the page, and the link that leads there."""
-    out = run([python, "-m", "airflow", "plugins", "--output", "json"], env=environment, cwd=tmp_path)
-    listed = json.loads(out[out.index("[{") :])
+    listed, _ = json.JSONDecoder().raw_decode(said, said.index("[{"))
     (plugin,) = [one for one in listed if one["name"] == "postgres_to_s3"]
     assert "postgres-to-s3==0.1.0" in plugin["source"]
     assert "/exports" in str(plugin["fastapi_apps"])
@@ -128,15 +142,16 @@ def test_airflow_lists_the_plugin(python: str, environment: dict[str, str], tmp_
     assert "ExportLink" in str(plugin["operator_extra_links"])
 
 
-def test_an_export_runs_and_is_shown(python: str, environment: dict[str, str], tmp_path: Path, client: Any) -> None:
+def test_an_export_runs_and_is_shown(
+    python: str, said: str, environment: dict[str, str], home: Path, client: Any
+) -> None:
     """A DAG of somebody's own imports the operator from the wheel; without the orders, the page shows its export."""
-    out = run([python, "-c", RUN], env=environment, cwd=tmp_path)
-    (result,) = re.findall(r"^RESULT (\S+) (\S+)$", out, re.MULTILINE)
+    (result,) = re.findall(r"^RESULT (\S+) (\S+)$", said, re.MULTILINE)
     assert result[0].startswith(str(Path(python).parent.parent))
     assert result[1] == "success"
     assert content(client, services.BUCKET, "installed.csv") == b"one\n1\n"
     everybody = {"AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True", "AIRFLOW__API_AUTH__JWT_SECRET": "0" * 64}
-    out = run([python, "-c", PAGE], env=environment | everybody, cwd=tmp_path)
+    out = run([python, "-c", PAGE], env=environment | everybody, cwd=home)
     found = dict(re.findall(r"^RESULT (\S+) (.*)$", out, re.MULTILINE))
     assert found["list"].startswith("200 {")
     assert '"file":"installed.csv"' in found["list"]
@@ -145,13 +160,13 @@ def test_an_export_runs_and_is_shown(python: str, environment: dict[str, str], t
     assert found["open"].startswith("401")
 
 
-def test_the_engine_needs_no_airflow(python: str, environment: dict[str, str], tmp_path: Path) -> None:
+def test_the_engine_needs_no_airflow(python: str, environment: dict[str, str], home: Path) -> None:
     """Only the extra brings it, and neither the engine nor the ingest imports it."""
     code = (
         "import sys, importlib.metadata, json; sys.modules['airflow'] = None;"
         "import streaming_export, streaming_ingest;"
         "print(json.dumps(importlib.metadata.requires('postgres-to-s3')))"
     )
-    needs = json.loads(run([python, "-c", code], env=environment, cwd=tmp_path))
+    needs = json.loads(run([python, "-c", code], env=environment, cwd=home))
     assert [need for need in needs if "airflow" in need and 'extra == "airflow"' not in need.replace("'", '"')] == []
     assert len([need for need in needs if "extra ==" not in need]) == 6

@@ -31,7 +31,7 @@ PARAMS: dict[int, Any] = {}
 
 
 @pytest.fixture(scope="session")
-def dags(airflow_database: None) -> DagBag:
+def dags(airflow_database: Path) -> DagBag:
     """All DAG files, imported by Airflow."""
     from airflow.dag_processing.dagbag import DagBag
 

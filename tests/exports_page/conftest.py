@@ -53,7 +53,7 @@ def keys(database: str, engine: sa.Engine, exporter: sa.Engine, client: Any, sho
 
 
 @pytest.fixture(scope="session")
-def airflow(airflow_home: Path, airflow_database: None, keys: list[str]) -> Iterator[Airflow]:
+def airflow(airflow_home: Path, airflow_database: Path, keys: list[str]) -> Iterator[Airflow]:
     """Airflow's app."""
     save_dags()
     with serving(airflow_home) as running:

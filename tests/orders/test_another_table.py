@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,17 +73,13 @@ def desk(database: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def environment(
-    project: Path, airflow_home: Path, airflow_database: None, desk: str, database: str, endpoint: str
-) -> dict[str, str]:
+def environment(project: Path, airflow_database: Path, desk: str, database: str, endpoint: str) -> dict[str, str]:
     """Airflow with the copy, with the role that the script of the model makes, and an Airflow database of its own."""
     home = project / "airflow"
     home.mkdir()
-    with sqlite3.connect(airflow_home / "airflow.db") as made, sqlite3.connect(home / "airflow.db") as copy:
-        made.backup(copy)
-        copy.execute("DELETE FROM asset_event")  # of other tests, about files of theirs
+    shutil.copy(airflow_database, home / "airflow.db")
     # Not this process's own settings, which tests before may have changed.
-    others = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PG"))}
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "_AIRFLOW", "PG"))}
     settings = services.airflow_environment(home, database, endpoint)
     orders_db = json.loads(settings["AIRFLOW_CONN_ORDERS_DB"]) | {"schema": "desk"}
     analytics_db = json.loads(settings["AIRFLOW_CONN_ANALYTICS_DB"]) | {"schema": "desk"}

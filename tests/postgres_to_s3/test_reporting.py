@@ -29,7 +29,7 @@ Log = Callable[..., str]
 
 @pytest.fixture
 def log_of(
-    airflow_database: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    airflow_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Log:
     """Has Airflow run an export with changed arguments; returns what it logs."""
     from airflow.dag_processing.dagbag import DagBag

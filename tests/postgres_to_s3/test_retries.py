@@ -421,7 +421,7 @@ with DAG("retries", schedule=None, default_args=always):
 
 
 @pytest.fixture
-def dag(airflow_database: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def dag(airflow_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A DAG of exports that fail, imported by Airflow."""
     from airflow.dag_processing.dagbag import DagBag
 
