@@ -119,6 +119,14 @@ def schema(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         connection.exec_driver_sql(f"DROP SCHEMA {name} CASCADE")
 
 
+def others_environment() -> dict[str, str]:
+    """The environment of a program with settings of its own: without those that fixtures and tasks have left in ours.
+
+    Airflow leaves AIRFLOW_CTX_* of the last task, and each fixture above the settings of this session.
+    """
+    return {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "_AIRFLOW", "PG"))}
+
+
 def make_exporter(uri: str) -> None:
     """Make the role that exports, as users do, and take the table away again that it may read."""
     services.load_orders(uri, 1)

@@ -22,6 +22,7 @@ import yaml
 from demo import broker, services
 from demo.cluster import free_port
 from demo.embedded_postgres import program
+from tests.conftest import others_environment
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docker-compose.yml").read_text()
@@ -280,7 +281,7 @@ def test_celery_understands_the_environment(env_file: Path, tmp_path: Path, airf
     )
     with broker.valkey(tmp_path / "broker", port := free_port(), shlex.split(command)[1:]):
         here = {"airflow-broker:6379": f"127.0.0.1:{port}", "airflow-db:5432/airflow": airflow_db}
-        environment = {**os.environ, "AIRFLOW_HOME": str(tmp_path)}
+        environment = {**others_environment(), "AIRFLOW_HOME": str(tmp_path)}
         for name, value in AIRFLOW.items():
             environment[name] = VARIABLE.sub(lambda m: made[m[1]], value)
             for service, place in here.items():

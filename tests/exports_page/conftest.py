@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +18,11 @@ DAYS = 30
 
 
 @pytest.fixture(scope="session")
-def shop(database: str, airflow_home: Path, client: Any) -> Iterator[str]:
-    """A table of orders for the whole session, in a schema that the role of the exporter sees; yields the bucket."""
+def shop(client: Any) -> str:
+    """The bucket of the exports that the page shows, for the whole session."""
     bucket = f"exports-{uuid.uuid4().hex[:12]}"
     client.create_bucket(Bucket=bucket)
-    os.environ["AIRFLOW_VAR_ORDERS_EXPORT_BUCKET"] = bucket
-    yield bucket
-    os.environ["AIRFLOW_VAR_ORDERS_EXPORT_BUCKET"] = services.BUCKET
+    return bucket
 
 
 @pytest.fixture
@@ -53,8 +50,15 @@ def keys(database: str, engine: sa.Engine, exporter: sa.Engine, client: Any, sho
 
 
 @pytest.fixture(scope="session")
-def airflow(airflow_home: Path, airflow_database: Path, keys: list[str]) -> Iterator[Airflow]:
+def app(airflow_home: Path, airflow_database: Path, keys: list[str]) -> Iterator[Airflow]:
     """Airflow's app."""
     save_dags()
     with serving(airflow_home) as running:
         yield running
+
+
+@pytest.fixture
+def airflow(app: Airflow, shop: str, monkeypatch: pytest.MonkeyPatch) -> Airflow:
+    """Airflow's app, with the bucket of the page's tests; other tests of this session have another."""
+    monkeypatch.setenv("AIRFLOW_VAR_ORDERS_EXPORT_BUCKET", shop)
+    return app

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from demo import services
 from streaming_export import Bucket
 from streaming_ingest import ingest
-from tests.conftest import content, keys
+from tests.conftest import content, keys, others_environment
 
 MODEL = Path(__file__).with_name("tickets.py")
 COLUMNS = ["ticket", "subject", "body", "State", "due", "urgent", "hours", "opened"]
@@ -78,13 +78,11 @@ def environment(project: Path, airflow_database: Path, desk: str, database: str,
     home = project / "airflow"
     home.mkdir()
     shutil.copy(airflow_database, home / "airflow.db")
-    # Not this process's own settings, which tests before may have changed.
-    others = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "_AIRFLOW", "PG"))}
     settings = services.airflow_environment(home, database, endpoint)
     orders_db = json.loads(settings["AIRFLOW_CONN_ORDERS_DB"]) | {"schema": "desk"}
     analytics_db = json.loads(settings["AIRFLOW_CONN_ANALYTICS_DB"]) | {"schema": "desk"}
     return {
-        **others,
+        **others_environment(),
         **settings,
         "AIRFLOW_VAR_ORDERS_EXPORT_PREFIX": "tickets",
         "AIRFLOW_HOME": str(home),
