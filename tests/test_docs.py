@@ -89,8 +89,6 @@ def test_a_program_runs_and_prints_what_it_says(
     program: str, reader: dict[str, str], exporter: sa.Engine, database: str, tmp_path: Path
 ) -> None:
     """Only the addresses of the databases are changed; what a comment after print() says is printed."""
-    if "pyarrow" in program:
-        pytest.importorskip("pyarrow")
     ours = {
         "postgresql+psycopg2://reader@db.example.com/shop": exporter.url.render_as_string(hide_password=False),
         "postgresql+psycopg2://loader@dwh.example.com/analytics": analytics_url(database),
