@@ -103,6 +103,9 @@ def s3_bucket(
         try:
             return hook.get_client_type(region, config)
         except (ClientError, BotoCoreError) as exc:
-            raise store_error(f"logging in to reach s3://{name}", exc) from exc
+            error = store_error(f"logging in to reach s3://{name}", exc)
+            if not error.transient:
+                error.remedy = "Correct the login of the connection, or allow it to assume the role."
+            raise error from exc
 
     return Bucket(in_thread("client", make) if meanwhile else make(), name, extra_args)

@@ -277,7 +277,8 @@ def test_a_role_that_may_not_be_assumed(
         raise ClientError(answer, "AssumeRole")  # type: ignore[arg-type]
 
     monkeypatch.setattr(connections.S3Hook, "get_client_type", refuse)
-    with pytest.raises(StoreError, match=r"(?s)logging in to reach s3://.*sts:AssumeRole.*Nothing was pub") as caught:
+    told = r"(?s)sts:AssumeRole, while logging in.*Nothing was published.*to assume"
+    with pytest.raises(StoreError, match=told) as caught:
         make().execute(CONTEXT)
     assert caught.value.transient is False
     assert keys(client, bucket) == []
