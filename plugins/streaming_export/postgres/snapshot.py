@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import time
@@ -110,8 +111,8 @@ class Snapshot:
 
     def connect(self) -> sa.Connection:
         """A further connection that sees the same rows, and has locked the query's tables; for one thread."""
-        if self._spare:
-            return self._spare.pop()
+        with contextlib.suppress(IndexError):
+            return self._spare.pop()  # in one step: readers connect at the same time
         connection = self._sessions.open(_SECOND_LOCK_SECONDS)
         self._lock(connection, joining(self.id))
         return connection
