@@ -583,7 +583,7 @@ class Interrupted(BaseException):
 @pytest.mark.parametrize(
     ("ends", "told"),
     [
-        (lambda _: "done", "done by then: what it wrote is visible"),
+        (lambda _: "done", "complete by then: what it wrote is visible"),
         (lambda cancelled: cancelled.wait(PATIENCE) and raise_cancelled(), "ExportCancelled: Nothing was published"),
         (lambda _: time.sleep(3), "may or may not be visible"),
     ],
