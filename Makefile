@@ -21,7 +21,7 @@ scale: .venv/scale.stamp  ## a backfill on Celery workers, one of them killed; W
 	@$(IN_VENV) -m demo.scale --workers '$(WORKERS)' --days '$(DAYS)'
 
 test: .venv/test.stamp  ## all tests; ARGS='-k multipart' for some
-	$(IN_VENV) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(IN_VENV) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak: .venv/test.stamp  ## 20 minutes of random faults; SECONDS=120 for less, SEED=42 to repeat, STEP=7 for one fault
 	@PYTHONPATH=plugins $(IN_VENV) -m tests.faults.soak $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(STEP),--step $(STEP))

@@ -24,6 +24,22 @@ services.isolate_environment()
 botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 
 
+# Few tests in each, that take long: given out last, they would have the other processes wait for them.
+_FIRST = {
+    "test_canaries.py",
+    "test_another_table.py",
+    "test_wheel.py",
+    "test_docs.py",
+    "test_dags.py",
+    "test_browser.py",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take long."""
+    items.sort(key=lambda item: item.path.name not in _FIRST)
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for the services of this run."""
