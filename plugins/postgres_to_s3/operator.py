@@ -55,8 +55,8 @@ class PostgresToS3Operator(BaseOperator):
         login. (templated)
     :param aws_conn_id: the AWS connection, with its endpoint, role and ``config_kwargs``. (templated)
     :param method: ``copy``, or ``rows`` where COPY is not available; the bytes are the same.
-    :param yield_per: rows per batch; by default 50,000 for ``copy`` and 5,000 for ``rows``. (templated, in a DAG with
-        ``render_template_as_native_obj``)
+    :param yield_per: rows per batch; by default 50,000 for ``copy`` and 5,000 for ``rows``, or what 4 MiB hold of wide
+        rows. (templated, in a DAG with ``render_template_as_native_obj``)
     :param readers: Postgres connections that read at the same time, each a range of the key. With 1, the query is read
         as one ordered stream, and no value of a row appears in SQL.
     :param on_empty: if the query returns no rows: ``header`` writes just the header, ``skip`` writes nothing and marks

@@ -23,7 +23,8 @@ class Options:
     """How to export; the same for every run.
 
     :param method: "copy", or "rows" where COPY is not available; the bytes are the same.
-    :param yield_per: rows per batch; None: 50,000 for "copy", and 5,000 for "rows", which holds a batch in memory.
+    :param yield_per: rows per batch; None: 50,000 for "copy", and 5,000 for "rows", which holds a batch in memory; or
+        fewer, if the planner expects more than 4 MiB of them.
     :param readers: connections that read at the same time, each a key range of `yield_per` rows; used by "copy" with a
         unique key. With 1, the query is read as one ordered stream, and no value of a row appears in SQL.
     :param on_empty: if the query returns no rows: "header" writes just the header, "skip" writes nothing and leaves

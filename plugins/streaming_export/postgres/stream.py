@@ -16,6 +16,7 @@ from streaming_export.postgres.counting import KeyFaults, rows_within
 from streaming_export.postgres.errors import translated
 from streaming_export.postgres.plan import Plan, plan
 from streaming_export.postgres.query import Query, Source, describe
+from streaming_export.postgres.read_ahead import AHEAD_BYTES
 from streaming_export.postgres.reader import EVERYTHING, KeyRange, Reader
 from streaming_export.postgres.sessions import text_literal
 from streaming_export.postgres.snapshot import Snapshot
@@ -82,13 +83,21 @@ class CsvStream:
             self.snapshot,
             self.plan,
             method=options.method,
-            yield_per=options.yield_per or DEFAULT_YIELD_PER[options.method],
+            yield_per=options.yield_per or self._batch_rows(),
             readers=options.readers,
             count=options.verify_rows,
             stop=self._stop,
         )
         self.verified = reader.verified
         self._reader = self._open.enter_context(reader)
+
+    def _batch_rows(self) -> int:
+        """Rows per batch: fewer if they are wide.
+
+        While the bytes of one range are consumed, another reader may be `AHEAD_BYTES` ahead: in larger ranges it waits.
+        """
+        width = max(1, self.plan.bytes // max(1, self.plan.rows))
+        return min(DEFAULT_YIELD_PER[self._options.method], max(1, AHEAD_BYTES // width))
 
     def batches(self) -> Iterator[tuple[bytes, int]]:
         """Bytes without the header, with the number of rows of the batch if they are its last ones, and 0 otherwise.

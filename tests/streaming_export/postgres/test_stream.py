@@ -17,7 +17,9 @@ from streaming_export import (
     open_csv,
 )
 from streaming_export.cancellation import Stop
+from streaming_export.postgres.read_ahead import AHEAD_BYTES
 from tests.streaming_export.conftest import LENGTH, Execute, lines
+from tests.streaming_export.postgres.statements import another, watched
 from tests.streaming_export.waiting import PATIENCE, Running
 
 METHODS = ["copy", "rows"]
@@ -47,6 +49,17 @@ def test_chunks_of_wide_rows_are_small(exporter: sa.Engine, method: Any) -> None
         chunks = list(csv)
     assert max(map(len, chunks)) <= 1024 * 1024
     assert sum(map(len, chunks)) == 2 + 2 * 3_000_001
+
+
+def test_ranges_of_wide_rows_are_no_larger_than_a_reader_may_be_ahead(execute: Execute, exporter: sa.Engine) -> None:
+    """Otherwise one reader would wait until the range of another has gone by, and two were no faster than one."""
+    execute("CREATE TABLE wide (id int PRIMARY KEY, text text)")
+    execute("INSERT INTO wide SELECT n, repeat('x', 1000) FROM generate_series(1, 20000) AS n; ANALYZE wide")
+    asked: list[str] = []
+    with open_csv("SELECT * FROM wide", engine=watched(another(exporter), asked.append), unique_key="id") as csv:
+        size = sum(map(len, csv))
+    ranges = sum(statement.startswith("COPY") for statement in asked)
+    assert size / AHEAD_BYTES <= ranges <= size / AHEAD_BYTES + 2
 
 
 def test_a_parameter(numbers: None, exporter: sa.Engine) -> None:
