@@ -22,7 +22,8 @@ def tables(results: Results) -> str:
 
 
 def _left_out(results: Results) -> str:
-    reasons = {**results["left_out"], **{name: text.splitlines()[-1] for name, text in results["failed"].items()}}
+    failed = {name: text.splitlines()[-1].strip() for name, text in results["failed"].items()}
+    reasons = {**results["left_out"], **failed}
     labels = {contender.name: contender.label for contender in CONTENDERS}
     return "\n".join(f"Left out: {labels.get(name, name)}: {reason}." for name, reason in reasons.items())
 

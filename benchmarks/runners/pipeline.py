@@ -41,8 +41,10 @@ def _measured(commands: list[list[str]], folder: str, environment: dict[str, str
         peak += used.ru_maxrss * 1024
         process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.monotonic() - started
-    if failed := [process.args for process in processes if process.returncode]:
-        raise RuntimeError(f"failed: {failed}")
+    # Only the programs' names: this stands in the results, whose readers have no use for the paths of this machine.
+    failed = [Path(process.args[0]).name for process in processes if process.returncode]  # type: ignore[index]
+    if failed:
+        raise RuntimeError(f"{' and '.join(failed)} failed")
     return Usage(seconds, children_cpu_seconds(), 0, peak)
 
 
