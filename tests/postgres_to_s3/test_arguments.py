@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -101,7 +102,9 @@ def test_what_no_run_could_use_is_refused_when_the_dag_is_parsed(
 )
 def test_what_a_run_may_use_is_accepted(make: Make, arguments: dict[str, Any]) -> None:
     """A template stands for anything until it is rendered; not every query begins with SELECT."""
-    make(**arguments)
+    operator = make(**arguments)
+    taken = {**vars(operator), **dataclasses.asdict(operator.options)}
+    assert {name: taken[name] for name in arguments} == arguments
 
 
 @pytest.mark.parametrize(
