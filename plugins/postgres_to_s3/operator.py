@@ -247,19 +247,21 @@ class PostgresToS3Operator(BaseOperator):
             check_key("latest_key", str(self.latest_key))
 
     def _export(self, bucket: Bucket, ti: Any) -> Export:
-        return Export(
-            self.query,
-            self.parameters,
-            engine=postgres_engine(self.postgres_conn_id),
-            bucket=bucket,
-            key=str(self.s3_key),
-            unique_key=self.unique_key,
-            window=(self.window[0], self.window[1]) if self.window else None,
-            mask_key=secret(self.mask_conn_id) if self.mask_conn_id else None,
-            run={"dag": ti.dag_id, "task": ti.task_id, "run": ti.run_id, "try": ti.try_number},
-            application_name=f"airflow {ti.dag_id}.{ti.task_id} {ti.run_id}",
-            options=dataclasses.replace(self.options, **self._templated()),
-        )
+        return Export(self.query, self.parameters, **self._arguments(bucket, ti))
+
+    def _arguments(self, bucket: Bucket, ti: Any) -> dict[str, Any]:
+        """The arguments of the export, by name."""
+        return {
+            "engine": postgres_engine(self.postgres_conn_id),
+            "bucket": bucket,
+            "key": str(self.s3_key),
+            "unique_key": self.unique_key,
+            "window": (self.window[0], self.window[1]) if self.window else None,
+            "mask_key": secret(self.mask_conn_id) if self.mask_conn_id else None,
+            "run": {"dag": ti.dag_id, "task": ti.task_id, "run": ti.run_id, "try": ti.try_number},
+            "application_name": f"airflow {ti.dag_id}.{ti.task_id} {ti.run_id}",
+            "options": dataclasses.replace(self.options, **self._templated()),
+        }
 
     def _templated(self) -> dict[str, Any]:
         """Options that may be templates, and so are known only when the task runs."""

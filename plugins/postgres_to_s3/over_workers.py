@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -19,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import Asset, TaskGroup
 from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException
 
-from postgres_to_s3.connections import postgres_engine, s3_bucket, secret
+from postgres_to_s3.connections import s3_bucket
 from postgres_to_s3.operator import PostgresToS3Operator
 from postgres_to_s3.retries import RetryByCause
 from streaming_export import Bucket, Export, ExportResult, InvalidArgument, SnapshotGone, pieces
-from streaming_export.cancellation import Cancellation, cancelled
+from streaming_export.cancellation import Cancellation
 from streaming_export.holder import MAX_PIECES, Holder
 from streaming_export.pieces import Plan
 
@@ -105,7 +104,6 @@ class HoldSnapshot(PostgresToS3Operator):
         self.workers = workers
         self.pieces_id = pieces_id
         self.start_timeout = start_timeout
-        self._cancellation = Cancellation()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Hold the snapshot; the plan is an XCom while it does.
@@ -114,32 +112,15 @@ class HoldSnapshot(PostgresToS3Operator):
         :raises AirflowFailException: if a piece failed for good, or none has started.
         """
         ti = context["ti"]
-        with self._reporting(ti, "Nothing was published."), ExitStack() as stack:
+        with self._reporting(ti, "Nothing was published."):
             self._check(rendered=True)
             bucket = s3_bucket(self.aws_conn_id, str(self.s3_bucket), self.extra_args)
-            holder = self._cancellation.run(lambda: stack.enter_context(self._holder(ti)))
-            ti.xcom_push(PLAN, asdict(holder.plan))
-            self._wait_for_pieces(ti, holder, bucket)
-            return {"rows": holder.plan.rows, "pieces": len(holder.plan.ranges), "link": ""}
-
-    def on_kill(self) -> None:
-        """Cancel the queries on the server, and release the snapshot."""
-        self._cancellation.cancel()
-
-    def _holder(self, ti: Any) -> Holder:
-        holder = Holder(
-            self.query,
-            self.parameters,
-            key=str(self.s3_key),
-            pieces=self.workers,
-            window=(self.window[0], self.window[1]) if self.window else None,
-            run={"dag": ti.dag_id, "task": ti.task_id, "run": ti.run_id, "try": ti.try_number},
-            stop=self._cancellation.stop,
-            options=dataclasses.replace(self.options, **self._templated()),
-            **_place(self, ti),
-        )
-        self._cancellation.on_cancel = holder.cancel
-        return holder
+            holder = Holder(self.query, self.parameters, pieces=self.workers, **self._arguments(bucket, ti))
+            self._running = holder
+            with holder:
+                ti.xcom_push(PLAN, asdict(holder.plan))
+                self._wait_for_pieces(ti, holder, bucket)
+                return {"rows": holder.plan.rows, "pieces": len(holder.plan.ranges), "link": ""}
 
     def _wait_for_pieces(self, ti: Any, holder: Holder, bucket: Bucket) -> None:
         """Return when all pieces are complete, and were complete while the snapshot was held."""
@@ -162,8 +143,6 @@ class HoldSnapshot(PostgresToS3Operator):
                     f"No piece has started within {self.start_timeout} s: the pieces need slots besides this task's."
                     "\nNothing was published.\nAdd workers or slots (also of the pool), and clear the whole group."
                 )
-            if self._cancellation.cancelled:
-                raise cancelled()
             time.sleep(_LOOK_SECONDS)
 
 
@@ -197,18 +176,14 @@ class ExportPiece(PostgresToS3Operator):
 
     def _export(self, bucket: Bucket, ti: Any) -> Any:
         assert self._plan is not None
-        place = _place(self, ti)
-        place["application_name"] = f"airflow {ti.dag_id}.{ti.task_id}[{self.piece}] {ti.run_id}"
-        export = Export(
-            self.query,
-            self.parameters,
-            bucket=bucket,
-            key=self._plan.piece_key(self.piece),
-            snapshot=self._plan.snapshot,
-            key_range=self._plan.ranges[self.piece],
-            options=pieces.of_piece(dataclasses.replace(self.options, **self._templated())),
-            **place,
-        )
+        of_piece = {
+            "key": self._plan.piece_key(self.piece),
+            "snapshot": self._plan.snapshot,
+            "key_range": self._plan.ranges[self.piece],
+            "options": pieces.of_piece(dataclasses.replace(self.options, **self._templated())),
+            "application_name": f"airflow {ti.dag_id}.{ti.task_id}[{self.piece}] {ti.run_id}",
+        }
+        export = Export(self.query, self.parameters, **self._arguments(bucket, ti) | of_piece)
         return _Reported(export, self, ti, bucket)
 
     def _wait_for_plan(self, ti: Any) -> Plan:
@@ -270,16 +245,6 @@ class _Published:
 
     def run(self) -> ExportResult:
         return self._cancellation.run(lambda: pieces.publish(self._bucket, self._plan, stop=self._cancellation.stop))
-
-
-def _place(task: PostgresToS3Operator, ti: Any) -> dict[str, Any]:
-    """Arguments that holder and pieces share."""
-    return {
-        "engine": postgres_engine(task.postgres_conn_id),
-        "unique_key": task.unique_key,
-        "mask_key": secret(task.mask_conn_id) if task.mask_conn_id else None,
-        "application_name": f"airflow {ti.dag_id}.{ti.task_id} {ti.run_id}",
-    }
 
 
 def _states(ti: Any, task_id: str) -> set[str]:

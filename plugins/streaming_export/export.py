@@ -134,10 +134,7 @@ class Export:
         path = manifest.manifest_key(self._key)
         with contextlib.ExitStack() as uploads:  # outlives the database connections: those are closed first
             with self._failures():
-                self._stop.check()
-                waited = wait_for_older(
-                    self._engine, self._window, self._options.wait_for_transactions, self._application_name, self._stop
-                )
+                waited = self._wait()
                 with self._reading() as csv:
                     log.info("Exporting from %s to %s.", csv.snapshot.server(), self._bucket.url(self._key))
                     csv.begin()
@@ -162,6 +159,11 @@ class Export:
             targets = {self._bucket.url(key): self._replaced(key) for key in keys}
         size = plan.bytes if rows is None else rows * plan.bytes // max(1, plan.rows)
         return Preview(query.text, tuple(column.name for column in query.columns), rows, plan.rows, size, targets)
+
+    def _wait(self) -> Wait | None:
+        self._stop.check()
+        timeout = self._options.wait_for_transactions
+        return wait_for_older(self._engine, self._window, timeout, self._application_name, self._stop)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[CsvStream]:

@@ -25,7 +25,6 @@ from streaming_export import (
     VerificationError,
     open_csv,
 )
-from streaming_export.cancellation import Stop, cancelled
 from streaming_export.holder import Holder
 from streaming_export.pieces import Plan, of_piece, publish, report, reported
 from tests.conftest import content
@@ -85,7 +84,7 @@ def test_pieces_while_others_write(
                 connection.exec_driver_sql("INSERT INTO orders SELECT max(id) + 7, '', 1, 'paid', now() FROM orders")
 
     done, writer = threading.Event(), threading.Thread(target=write)
-    with Holder(QUERY, key=KEY, pieces=4, **place) as holder:
+    with Holder(QUERY, bucket=store, key=KEY, pieces=4, **place) as holder:
         with engine.connect() as connection:
             before = connection.exec_driver_sql("SELECT id, total_cents FROM orders ORDER BY id").fetchall()
         writer.start()
@@ -109,7 +108,7 @@ def test_pieces_while_others_write(
 def test_any_number_of_pieces(place: Place, store: Bucket, client: Any, bucket: str, orders: int, pieces: int) -> None:
     """There are no more pieces than there are ranges worth the name, and they have all rows."""
     options = Options(compression="gzip", max_file_rows=2_000)
-    with Holder(QUERY, key=KEY, pieces=pieces, options=options, **place) as holder:
+    with Holder(QUERY, bucket=store, key=KEY, pieces=pieces, options=options, **place) as holder:
         assert 1 <= len(holder.plan.ranges) <= pieces
         for number in range(len(holder.plan.ranges)):
             export_piece(holder.plan, number, store, place, options)
@@ -122,7 +121,7 @@ def test_an_empty_table(place: Place, store: Bucket, client: Any, bucket: str, e
     """It is one piece, with a header."""
     with engine.begin() as connection:
         connection.exec_driver_sql("DELETE FROM orders")
-    with Holder(QUERY, key=KEY, pieces=4, **place) as holder:
+    with Holder(QUERY, bucket=store, key=KEY, pieces=4, **place) as holder:
         export_piece(holder.plan, 0, store, place)
         assert publish(store, holder.plan).rows == 0
     assert rows_of(client, bucket) == []
@@ -130,7 +129,7 @@ def test_an_empty_table(place: Place, store: Bucket, client: Any, bucket: str, e
 
 def test_nothing_is_published_before_all_is_there(place: Place, store: Bucket, client: Any, bucket: str) -> None:
     """While a piece is missing there is no manifest; nor is there a document that a reader takes for one."""
-    with Holder(QUERY, key=KEY, pieces=3, **place) as holder:
+    with Holder(QUERY, bucket=store, key=KEY, pieces=3, **place) as holder:
         for number in (0, 2):
             export_piece(holder.plan, number, store, place)
         with pytest.raises(VerificationError, match=f"Piece 2 of s3://{bucket}/{KEY} is missing.\nNo manifest"):
@@ -143,7 +142,7 @@ def test_nothing_is_published_before_all_is_there(place: Place, store: Bucket, c
 
 def test_rows_that_do_not_add_up(place: Place, store: Bucket, client: Any, bucket: str) -> None:
     """If the pieces have other rows than the holder has counted, nothing is published."""
-    with Holder(QUERY, key=KEY, pieces=2, **place) as holder:
+    with Holder(QUERY, bucket=store, key=KEY, pieces=2, **place) as holder:
         export_piece(holder.plan, 0, store, place)
         export_piece(dataclasses.replace(holder.plan, ranges=[(None, None)] * 2), 1, store, place)
         with pytest.raises(VerificationError, match=r"The pieces have [\d,]+ rows, but the database counts 12,345"):
@@ -153,14 +152,14 @@ def test_rows_that_do_not_add_up(place: Place, store: Bucket, client: Any, bucke
 
 def test_a_plan_again(place: Place, store: Bucket, client: Any, bucket: str, orders: int, engine: sa.Engine) -> None:
     """Pieces of an earlier plan are not taken for those of the next, and what is published stays until its end."""
-    with Holder(QUERY, key=KEY, pieces=2, **place) as holder:
+    with Holder(QUERY, bucket=store, key=KEY, pieces=2, **place) as holder:
         for number in (0, 1):
             export_piece(holder.plan, number, store, place)
         publish(store, holder.plan)
     published = rows_of(client, bucket)
     with engine.begin() as connection:
         connection.exec_driver_sql("DELETE FROM orders WHERE mod(id, 2) = 0")
-    with Holder(QUERY, key=KEY, pieces=2, **place) as second:
+    with Holder(QUERY, bucket=store, key=KEY, pieces=2, **place) as second:
         assert reported(store, second.plan) == set()
         export_piece(second.plan, 0, store, place)
         assert rows_of(client, bucket) == published
@@ -173,7 +172,7 @@ def test_a_plan_again(place: Place, store: Bucket, client: Any, bucket: str, ord
 
 def test_a_snapshot_that_nobody_holds(place: Place, store: Bucket, client: Any, bucket: str) -> None:
     """A piece that comes after the holder's end reads nothing, and says what to do."""
-    with Holder(QUERY, key=KEY, pieces=2, **place) as holder:
+    with Holder(QUERY, bucket=store, key=KEY, pieces=2, **place) as holder:
         pass
     with pytest.raises(SnapshotGone, match=r"The snapshot [0-9A-F-]+ is no longer held") as caught:
         export_piece(holder.plan, 0, store, place)
@@ -186,7 +185,7 @@ def test_a_piece_outlives_the_holder(
 ) -> None:
     """Once it has begun it reads on, and what it reads stays locked: TRUNCATE waits for its end."""
     stack = contextlib.ExitStack()
-    with Holder(QUERY, key=KEY, pieces=1, **place) as holder:
+    with Holder(QUERY, bucket=store, key=KEY, pieces=1, **place) as holder:
         stream = open_csv(QUERY, snapshot=holder.plan.snapshot, **place)
         stack.enter_context(stream)
     with stack, engine.connect() as connection:
@@ -198,9 +197,9 @@ def test_a_piece_outlives_the_holder(
         assert stream.rows == orders
 
 
-def test_a_lost_holder_notices(place: Place, engine: sa.Engine) -> None:
+def test_a_lost_holder_notices(place: Place, store: Bucket, engine: sa.Engine) -> None:
     """If its connection is gone, so is the snapshot: the check says so."""
-    with Holder(QUERY, key=KEY, pieces=2, application_name="a holder", **place) as holder:
+    with Holder(QUERY, bucket=store, key=KEY, pieces=2, application_name="a holder", **place) as holder:
         holder.check()
         with engine.begin() as connection:
             connection.exec_driver_sql(
@@ -220,18 +219,29 @@ def test_a_lost_holder_notices(place: Place, engine: sa.Engine) -> None:
         (QUERY, {"options": Options(overwrite=False)}, "overwrite=False"),
     ],
 )
-def test_what_can_not_be_pieces(place: Place, query: str, more: dict[str, Any], said: str) -> None:
+def test_what_can_not_be_pieces(place: Place, store: Bucket, query: str, more: dict[str, Any], said: str) -> None:
     """A key of text would show values of rows on its way; a query that differs from run to run has no pieces."""
-    with pytest.raises(InvalidArgument, match=said), Holder(query, key=KEY, **{"pieces": 2} | place | more):
+    with (
+        pytest.raises(InvalidArgument, match=said),
+        Holder(query, bucket=store, key=KEY, **{"pieces": 2} | place | more),
+    ):
         pass
 
 
-def test_a_cancelled_holder(place: Place) -> None:
+def test_a_cancelled_holder(place: Place, store: Bucket) -> None:
     """It ends as an export does."""
-    stop = Stop()
-    stop.set(cancelled())
-    with pytest.raises(ExportCancelled), Holder(QUERY, key=KEY, pieces=2, stop=stop, **place):
+    holder = Holder(QUERY, bucket=store, key=KEY, pieces=2, **place)
+    holder.cancel()
+    with pytest.raises(ExportCancelled, match="Nothing was published"), holder:
         pass
+
+
+def test_cancelled_while_it_holds(place: Place, store: Bucket) -> None:
+    """The next check of the snapshot raises."""
+    with Holder(QUERY, bucket=store, key=KEY, pieces=2, **place) as holder:
+        holder.cancel()
+        with pytest.raises(ExportCancelled):
+            holder.check()
 
 
 @pytest.mark.parametrize("wrong", ["", "x", "1-1'; DROP TABLE orders; --", "0000-00-1; SELECT"])
