@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -11,6 +10,7 @@ from streaming_export.cancellation import Stop
 from streaming_export.errors import DatabaseError
 from streaming_export.postgres.errors import translated
 from streaming_export.postgres.query import Query
+from streaming_export.postgres.sessions import run_sql
 
 _QUERY_CANCELED = "57014"
 
@@ -35,50 +35,30 @@ class KeyFaults:
         return " and ".join(filter(None, (nulls, repeated if self.repeated else "")))
 
 
-def count_rows(connection: sa.Connection, query: Query) -> int:
-    """The number of rows."""
-    return int(_only(connection, query.count())[0])
+def count_rows(connection: sa.Connection, query: Query, keys: bool = False) -> tuple[int, KeyFaults | None]:
+    """The number of rows, and with `keys` the faults of the key: one pass, which sorts the keys if no index does."""
+    # The numbers are text if the connection reads the key's type as text.
+    rows, *of_keys = map(int, run_sql(connection, query.count_keys() if keys else query.count()).one())
+    if not keys:
+        return rows, None
+    not_null, different = of_keys
+    return rows, KeyFaults(rows - not_null, not_null - different)
 
 
-def count_keys(connection: sa.Connection, query: Query) -> tuple[int, KeyFaults]:
-    """The number of rows, and the faults of the key; one pass, which sorts the keys if no index does."""
-    return _faults(_only(connection, query.count_keys()))
-
-
-def keys_within(
-    connection: sa.Connection, query: Query, seconds: float, stop: Stop
-) -> tuple[int, KeyFaults] | tuple[None, None]:
-    """The same as `count_keys`; None if it takes longer than `seconds`.
+def count_within(
+    connection: sa.Connection, query: Query, seconds: float, stop: Stop, keys: bool = False
+) -> tuple[int, KeyFaults | None] | tuple[None, None]:
+    """The same as `count_rows`; None if it takes longer than `seconds`.
 
     :raises DatabaseError: if Postgres fails.
     :raises Stopped: if the stop is set.
     """
-    row = _within(connection, query.count_keys(), seconds, stop)
-    return _faults(row) if row else (None, None)
-
-
-def rows_within(connection: sa.Connection, query: Query, seconds: float, stop: Stop) -> int | None:
-    """The same as `count_rows`; None if it takes longer than `seconds`."""
-    row = _within(connection, query.count(), seconds, stop)
-    return int(row[0]) if row else None
-
-
-def _within(connection: sa.Connection, sql: str, seconds: float, stop: Stop) -> Any:
     try:
         with translated("counting the rows"), connection.begin_nested():
-            connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{seconds:.0f}s'")
-            return _only(connection, sql)
+            run_sql(connection, f"SET LOCAL statement_timeout = '{seconds:.0f}s'")
+            return count_rows(connection, query, keys)
     except DatabaseError as exc:
         stop.check()
         if exc.sqlstate != _QUERY_CANCELED:
             raise
-        return None
-
-
-def _only(connection: sa.Connection, sql: str) -> Any:
-    return connection.execution_options(no_parameters=True).exec_driver_sql(sql).one()
-
-
-def _faults(row: Any) -> tuple[int, KeyFaults]:
-    rows, keys, different = map(int, row)  # text if the connection reads the key's type as text
-    return rows, KeyFaults(rows - keys, keys - different)
+        return None, None

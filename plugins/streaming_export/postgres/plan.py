@@ -10,6 +10,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from streaming_export.postgres.query import Query
+from streaming_export.postgres.sessions import run_sql
 
 #: When a query returns the same rows each time it runs on one snapshot: "always"; "in one transaction", because it asks
 #: for the time of its transaction; or "never", because it asks for the time of its statement, or for random numbers.
@@ -93,10 +94,7 @@ def cost_of_range(connection: sa.Connection, query: Query, rows: int) -> float:
 
 
 def _explain(connection: sa.Connection, sql: str, options: str = "") -> dict[str, Any]:
-    explained = connection.execution_options(no_parameters=True).exec_driver_sql(
-        f"EXPLAIN ({options}FORMAT JSON) {sql}"
-    )
-    plans = explained.scalar_one()
+    plans = run_sql(connection, f"EXPLAIN ({options}FORMAT JSON) {sql}").scalar_one()
     top: dict[str, Any] = (json.loads(plans) if isinstance(plans, str) else plans)[0]["Plan"]
     return top
 

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from streaming_export.cancellation import Stop, Stopped
 from streaming_export.errors import DatabaseError, VerificationError
-from streaming_export.postgres.counting import KeyFaults, count_keys, count_rows, keys_within
+from streaming_export.postgres.counting import KeyFaults, count_rows, count_within
 from streaming_export.postgres.errors import database_error, translated
 from streaming_export.postgres.plan import Plan, cost_of_range
 from streaming_export.postgres.query import Query, csv_field
@@ -143,15 +143,14 @@ class Reader:
             self._look()
 
     def _count(self, connection: sa.Connection) -> None:
+        self._counted, faults = count_rows(connection, self._query, keys=self._looks)
         if self._looks:
-            self._counted, self.key_faults = count_keys(connection, self._query)
-        else:
-            self._counted = count_rows(connection, self._query)
+            self.key_faults = faults
 
     def _look(self) -> None:
         """Look for faults of the key; a failure of this does not fail the export."""
         try:
-            _, self.key_faults = keys_within(self._snapshot.owner, self._query, _LOOK_SECONDS, self._stop)
+            _, self.key_faults = count_within(self._snapshot.owner, self._query, _LOOK_SECONDS, self._stop, keys=True)
             why = "counting took too long."
         except DatabaseError as exc:
             why = exc.failed

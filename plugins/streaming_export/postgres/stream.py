@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from streaming_export.cancellation import Stop, Stopped, cancelled
 from streaming_export.errors import InvalidArgument
 from streaming_export.options import DEFAULT_YIELD_PER, Options
-from streaming_export.postgres.counting import KeyFaults, rows_within
+from streaming_export.postgres.counting import KeyFaults, count_within
 from streaming_export.postgres.errors import translated
 from streaming_export.postgres.plan import Plan, plan
 from streaming_export.postgres.query import Query, Source, describe
@@ -118,7 +118,7 @@ class CsvStream:
         :raises DatabaseError: if Postgres fails.
         :raises Stopped: if the stop is set.
         """
-        return rows_within(self.snapshot.owner, self.query, seconds, self._stop)
+        return count_within(self.snapshot.owner, self.query, seconds, self._stop)[0]
 
     def cancel(self) -> None:
         """Stop reading, from any thread: have the server cancel the queries."""
