@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import sqlalchemy as sa
@@ -132,10 +132,10 @@ def file_columns(
     _check_columns(names, unique_key)
     _check_projection(names, unique_key, projection)
     types = _types(connection, {column.type_code for column in description})
-    columns = {column.name: _column(column, types) for column in description}
+    described = {column.name: column for column in description}
     wanted = [name for name in projection.columns or names if projection.mask.get(name) != "drop"]
-    in_file = tuple(_in_file(columns[name], types, projection) for name in wanted)
-    return in_file, _key(description[names.index(unique_key)]) if unique_key is not None else None
+    in_file = tuple(_in_file(described[name], types, projection) for name in wanted)
+    return in_file, _key(described[unique_key]) if unique_key is not None else None
 
 
 def quoted(identifier: str) -> str:
@@ -171,46 +171,30 @@ def _repeated(names: Sequence[str]) -> list[str]:
     return sorted({name for name in names if names.count(name) > 1})
 
 
-@dataclass(frozen=True, slots=True)
-class _Type:
-    """A type: its name as ``format_type()`` writes it, and its category."""
-
-    oid: int
-    name: str
-    category: str
-
-
-def _types(connection: sa.Connection, oids: set[int]) -> dict[int, _Type]:
-    """The types of columns (PostgreSQL manual, "pg_type")."""
+def _types(connection: sa.Connection, oids: set[int]) -> dict[int, sa.Row[Any]]:
+    """Name and category of each type, by its OID (PostgreSQL manual, "pg_type")."""
     rows = connection.execute(
         sa.text(
-            "SELECT oid, pg_catalog.format_type(oid, NULL), typcategory::text FROM pg_catalog.pg_type"
-            " WHERE oid = ANY(:oids)"
+            "SELECT oid, pg_catalog.format_type(oid, NULL) AS name, typcategory::text AS category"
+            " FROM pg_catalog.pg_type WHERE oid = ANY(:oids)"
         ),
         {"oids": list(oids)},
     )
-    return {row[0]: _Type(*row) for row in rows}
+    return {row.oid: row for row in rows}
 
 
-def _column(column: Any, types: Mapping[int, _Type]) -> Column:
-    """A column of the query."""
-    type_ = types[column.type_code]
+def _in_file(described: Any, types: Mapping[int, sa.Row[Any]], projection: Projection) -> Column:
+    """A column of the query as it is in the file, with its mask applied."""
+    name, oid = described.name, described.type_code
+    type_, mask = types[oid], projection.mask.get(name)
     rule = _ARRAY_RULE if type_.category == "A" else TEXT_RULES.get(type_.name, "{c}")
-    return Column(column.name, type_.name, column.type_code, rule.replace("{c}", f"q.{quoted(column.name)}"))
-
-
-def _key(column: Any) -> Key:
-    return Key(column.name, column.type_code, (column.table_oid or 0, column.table_column or 0))
-
-
-def _in_file(column: Column, types: Mapping[int, _Type], projection: Projection) -> Column:
-    """A column with its mask applied."""
-    type_ = types[column.oid]
-    mask = projection.mask.get(column.name)
+    text = rule.replace("{c}", f"q.{quoted(name)}")
     if mask:
-        expression = masked(column.expression, mask)
-    elif projection.spreadsheet_safe and holds_text(type_.name, type_.category):
-        expression = spreadsheet_safe(column.expression)
-    else:
-        return column
-    return replace(column, type="text", oid=_TEXT_OID, expression=expression)
+        return Column(name, "text", _TEXT_OID, masked(text, mask))
+    if projection.spreadsheet_safe and holds_text(type_.name, type_.category):
+        return Column(name, "text", _TEXT_OID, spreadsheet_safe(text))
+    return Column(name, type_.name, oid, text)
+
+
+def _key(described: Any) -> Key:
+    return Key(described.name, described.type_code, (described.table_oid or 0, described.table_column or 0))
