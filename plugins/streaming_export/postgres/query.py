@@ -157,14 +157,13 @@ def describe(
         result.close()
     except sa.exc.DBAPIError:
         raise
-    except (_Unfit, sa.exc.StatementError, TypeError, ValueError) as exc:
+    except (sa.exc.StatementError, TypeError, ValueError) as exc:
         unfit = exc
     finally:
         sa.event.remove(connection, "before_cursor_execute", fill_in)
     if unfit:  # outside of `except`: the error's context would contain the value
-        raise InvalidArgument(
-            "parameters", sorted(values), f"values that fit their types and the driver ({_kind(unfit)})"
-        )
+        kind = type(getattr(unfit, "orig", None) or unfit).__name__
+        raise InvalidArgument("parameters", sorted(values), f"values that fit their types and the driver ({kind})")
     text, sql = filled
     columns, key = file_columns(connection, description, unique_key, projection or Projection())
     return Query(sql, columns, key, text)
@@ -183,21 +182,11 @@ def csv_field(text: str | None, alone: bool = False) -> str:
     return text
 
 
-class _Unfit(Exception):
-    """The driver can't write a value as SQL."""
-
-
 def _mogrify(cursor: Any, text: str, values: Mapping[str, Any]) -> str:
     try:
-        sql: bytes = cursor.mogrify(text, values)
-    except psycopg2.Error as exc:
-        raise _Unfit(type(exc).__name__) from None
-    return sql.decode()
-
-
-def _kind(exc: BaseException) -> str:
-    """What went wrong with a value, without the value."""
-    return str(exc) if isinstance(exc, _Unfit) else type(getattr(exc, "orig", None) or exc).__name__
+        return str(cursor.mogrify(text, values).decode())
+    except psycopg2.Error:  # SQLAlchemy would take it for the server's
+        raise TypeError from None
 
 
 def _subquery(sql: str) -> str:
