@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import posixpath
 import urllib.parse
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,26 +20,7 @@ LONGEST_SUFFIX = len("-00001.zst")
 _GZIP_FORMAT = 31  # zlib manual, deflateInit2: a window of 32 KiB (15), with gzip's header (16)
 
 
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """A compression: its names, and its compressor.
-
-    :param extension: the extension that the key gets.
-    :param content_encoding: its ``Content-Encoding`` (IANA, HTTP Content Coding Registry).
-    :param compressor: creates an object with ``compress(data)`` and ``flush()``.
-    """
-
-    extension: str
-    content_encoding: str
-    compressor: Callable[[], Any]
-
-
-# Both at level 1, which keeps up with several readers. Higher levels of ISA-L are slower and compress hardly better;
-# for rows of a table, zstd at level 3 takes twice as long and compresses no better.
-_ENCODINGS: dict[str, Encoding] = {
-    "gzip": Encoding(".gz", "gzip", lambda: isal_zlib.compressobj(1, wbits=_GZIP_FORMAT)),
-    "zstd": Encoding(".zst", "zstd", lambda: zstandard.ZstdCompressor(level=1, write_checksum=True).compressobj()),
-}
+_EXTENSIONS = {"gzip": ".gz", "zstd": ".zst"}
 
 
 def check_extension(key: str, compression: Compression | None) -> None:
@@ -48,9 +28,9 @@ def check_extension(key: str, compression: Compression | None) -> None:
 
     :raises InvalidArgument: naming the key.
     """
-    for name, encoding in _ENCODINGS.items():
-        if key.endswith(encoding.extension) and name != compression:
-            stored = f"{compression or 'plain CSV'} under {encoding.extension}"
+    for name, extension in _EXTENSIONS.items():
+        if key.endswith(extension) and name != compression:
+            stored = f"{compression or 'plain CSV'} under {extension}"
             raise InvalidArgument("key", key, f'it would hold {stored}; pass compression="{name}" or another key')
 
 
@@ -93,13 +73,19 @@ class FileLayout:
         form = f'filename="{name}"' if name == quoted else f"filename*=UTF-8''{quoted}"
         headers = {"ContentType": "text/csv", "ContentDisposition": f"attachment; {form}"}
         if self.compression:
-            headers["ContentEncoding"] = _ENCODINGS[self.compression].content_encoding
+            headers["ContentEncoding"] = self.compression  # the same names (IANA, HTTP Content Coding Registry)
         return headers
 
     def compressor(self) -> Any:
         """A compressor for one file, with ``compress(data)`` and ``flush()``; None for no compression."""
-        return _ENCODINGS[self.compression].compressor() if self.compression else None
+        # Both at level 1, which keeps up with several readers. Higher levels of ISA-L are slower and compress hardly
+        # better; for rows of a table, zstd at level 3 takes twice as long and compresses no better.
+        if self.compression == "gzip":
+            return isal_zlib.compressobj(1, wbits=_GZIP_FORMAT)
+        if self.compression == "zstd":
+            return zstandard.ZstdCompressor(level=1, write_checksum=True).compressobj()
+        return None
 
     @property
     def _extension(self) -> str:
-        return _ENCODINGS[self.compression].extension if self.compression else ""
+        return _EXTENSIONS[self.compression] if self.compression else ""
