@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import sqlalchemy as sa
 
-from streaming_export.postgres import reader
+from streaming_export.postgres import plan
 
 LENGTH = 23
 
@@ -37,7 +37,7 @@ def numbers(execute: Execute) -> None:
 @pytest.fixture
 def ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has the planner's costs, which speak against ranges of few rows, count for nothing."""
-    monkeypatch.setattr(reader, "cost_of_range", lambda connection, query, rows: 0.0)
+    monkeypatch.setattr(plan, "cost_of_range", lambda connection, query, rows: 0.0)
 
 
 def lines(first: int, last: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,33 +30,31 @@ _TIME_STRING = re.compile(r"'\s*(now|today|tomorrow|yesterday)\b", re.IGNORECASE
 
 # Of the functions that a plan names: whether any is volatile; and whether any depends on the transaction or connection,
 # as now() does, and as a user's stable function may. A stable function of an extension is assumed not to.
-_FUNCTIONS = sa.text(
+#
+# Of a table's column: whether it has a unique index, and no NULL. A table with children has rows that its indexes do
+# not know, unless they are partitions.
+_CATALOG = sa.text(
     """
     SELECT coalesce(bool_or(provolatile = 'v' OR proname = 'statement_timestamp'), false),
            coalesce(bool_or(provolatile = 's' AND (
                proname IN ('now', 'transaction_timestamp', 'pg_backend_pid') OR p.oid >= 16384 AND NOT EXISTS (
                    SELECT FROM pg_catalog.pg_depend
-                   WHERE classid = 'pg_catalog.pg_proc'::regclass AND objid = p.oid AND deptype = 'e'))), false)
+                   WHERE classid = 'pg_catalog.pg_proc'::regclass AND objid = p.oid AND deptype = 'e'))), false),
+           EXISTS (
+               SELECT FROM pg_catalog.pg_attribute AS a
+               JOIN pg_catalog.pg_class AS c ON c.oid = a.attrelid AND (c.relkind = 'p' OR NOT c.relhassubclass)
+               JOIN pg_catalog.pg_index AS i
+                   ON i.indrelid = c.oid AND i.indkey[0] = a.attnum AND i.indnkeyatts = 1
+               WHERE a.attrelid = :table AND a.attnum = :column AND a.attnotnull
+                   AND i.indisunique AND i.indisvalid AND i.indpred IS NULL)
     FROM pg_catalog.pg_proc AS p WHERE proname = ANY(:names)
     """
 )
-
 
 # What gives each row of a table once at most; the scans of partitions are joined by the two that append.
 _ONCE = {"Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Heap Scan", "Tid Scan", "Tid Range Scan", "Subquery Scan"}
 _ONCE |= {"Sort", "Incremental Sort", "Gather", "Gather Merge", "Limit", "Result", "Unique", "WindowAgg"}
 _ONCE |= {"Append", "Merge Append"}
-
-# A table with children has rows that its indexes do not know, unless they are partitions.
-_UNIQUE = sa.text(
-    """
-    SELECT FROM pg_catalog.pg_attribute AS a
-    JOIN pg_catalog.pg_class AS c ON c.oid = a.attrelid AND (c.relkind = 'p' OR NOT c.relhassubclass)
-    JOIN pg_catalog.pg_index AS i ON i.indrelid = c.oid AND i.indkey[0] = a.attnum AND i.indnkeyatts = 1
-    WHERE a.attrelid = :table AND a.attnum = :column AND a.attnotnull
-        AND i.indisunique AND i.indisvalid AND i.indpred IS NULL
-    """
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +66,8 @@ class Plan:
     :param cost: in the planner's unit.
     :param repeats: when the query returns the same rows again.
     :param unique: whether an index shows that the key is unique and never NULL; False if that is not known.
+    :param batch_rows: rows of a batch, or of a key range.
+    :param range_cost: cost of finding the end of one key range; None without a key.
     """
 
     rows: int
@@ -74,17 +75,26 @@ class Plan:
     cost: float
     repeats: Repeats
     unique: bool
+    batch_rows: int
+    range_cost: float | None
 
 
-def plan(connection: sa.Connection, query: Query) -> Plan:
-    """The planner's view of a query's SELECT (PostgreSQL manual, EXPLAIN); reads no row."""
+def plan(connection: sa.Connection, query: Query, batch_rows: Callable[[int], int]) -> Plan:
+    """The planner's view of a query's SELECT (PostgreSQL manual, EXPLAIN); reads no row.
+
+    :param batch_rows: rows of a batch, for rows of so many bytes.
+    """
     top = _explain(connection, query.select(), "VERBOSE, ")
+    repeats, unique = _look_up(connection, query, top)
+    rows = batch_rows(max(1, top["Plan Width"]))
     return Plan(
         rows=int(top["Plan Rows"]),
         bytes=int(top["Plan Rows"] * top["Plan Width"]),
         cost=float(top["Total Cost"]),
-        repeats=_repeats(connection, query, json.dumps(top, ensure_ascii=False)),
-        unique=_unique(connection, query, top),
+        repeats=repeats,
+        unique=unique,
+        batch_rows=rows,
+        range_cost=cost_of_range(connection, query, rows) if query.key else None,
     )
 
 
@@ -99,32 +109,27 @@ def _explain(connection: sa.Connection, sql: str, options: str = "") -> dict[str
     return top
 
 
-def _unique(connection: sa.Connection, query: Query, top: dict[str, Any]) -> bool:
-    """Whether the key is a column with a unique index, and the query gives no row of its table twice."""
-    if query.key is None or not query.key.origin[1] or not _once(top):
-        return False
-    table, column = query.key.origin
-    return connection.execute(_UNIQUE, {"table": table, "column": column}).first() is not None
+def _look_up(connection: sa.Connection, query: Query, top: dict[str, Any]) -> tuple[Repeats, bool]:
+    """When the query returns the same rows again, and whether its key is known to be unique.
+
+    The first is decided by the functions that the plan calls, also in views. A false match only costs time.
+    """
+    text = _STRING.sub("''", json.dumps(top, ensure_ascii=False).replace('\\"', '"'))
+    names = {quoted.replace('""', '"') or name for quoted, name in _CALL.findall(text)}
+    table, column = query.key.origin if query.key else (0, 0)
+    values = {"names": sorted(names), "table": table, "column": column}
+    volatile, of_transaction, indexed = connection.execute(_CATALOG, values).one()
+    unique = indexed and _once(top)
+    if volatile or '"Sample Scan"' in text:
+        return "never", unique
+    if of_transaction or _TRANSACTION_TIME.search(text) or _TIME_STRING.search(query.sql):
+        return "in one transaction", unique
+    return "always", unique
 
 
 def _once(node: dict[str, Any]) -> bool:
+    """Whether a plan gives no row of its tables twice."""
     if node["Node Type"] not in _ONCE:
         return False
     below = () if node["Node Type"] == "Bitmap Heap Scan" else node.get("Plans", ())
     return all(_once(one) for one in below if one["Parent Relationship"] not in ("InitPlan", "SubPlan"))
-
-
-def _repeats(connection: sa.Connection, query: Query, plan_text: str) -> Repeats:
-    """Decide by the functions that the plan calls, also in views. A false match only costs time."""
-    text = _STRING.sub("''", plan_text.replace('\\"', '"'))
-    if '"Sample Scan"' in text:
-        return "never"
-    names = {quoted.replace('""', '"') or name for quoted, name in _CALL.findall(text)}
-    volatile, of_transaction = (
-        connection.execute(_FUNCTIONS, {"names": sorted(names)}).one() if names else (False, False)
-    )
-    if volatile:
-        return "never"
-    if of_transaction or _TRANSACTION_TIME.search(text) or _TIME_STRING.search(query.sql):
-        return "in one transaction"
-    return "always"

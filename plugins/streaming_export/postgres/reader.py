@@ -16,7 +16,7 @@ from streaming_export.cancellation import Stop, Stopped
 from streaming_export.errors import DatabaseError, VerificationError
 from streaming_export.postgres.counting import KeyFaults, count_rows, count_within
 from streaming_export.postgres.errors import database_error, translated
-from streaming_export.postgres.plan import Plan, cost_of_range
+from streaming_export.postgres.plan import Plan
 from streaming_export.postgres.query import Query, csv_field
 from streaming_export.postgres.read_ahead import ReadAhead
 from streaming_export.postgres.sessions import driver_connection, fetch_as_text, text_literal
@@ -40,26 +40,23 @@ class Reader:
     """An iterable of (bytes, rows that end in them), in the file's order; a context manager.
 
     With several readers, and a key that an index orders, the snapshot's owner walks along the key and finds the ranges
-    of `yield_per` rows that the readers COPY, counting the rows. Otherwise one reader reads one stream, and the
+    of `batch_rows` rows that the readers COPY, counting the rows. Otherwise one reader reads one stream, and the
     owner counts by count(*). A query that asks for the time is counted by its reader, in the same transaction, and a
     volatile one is not counted. Whoever counts also looks for keys that are NULL or repeated, unless an index shows
     that there are none.
 
-    :param plan: of the snapshot's query.
     :param method: "copy" or "rows".
-    :param yield_per: rows of a key range, or of a batch.
     :param readers: connections that read at the same time, where the query is read in key ranges.
     :param count: whether to have the database count the rows of a stream; those of key ranges are always counted.
         Without it, faults of the key are not looked for.
     :param stop: ends the reading.
     """
 
-    def __init__(
-        self, snapshot: Snapshot, plan: Plan, *, method: Method, yield_per: int, readers: int, count: bool, stop: Stop
-    ) -> None:
+    def __init__(self, snapshot: Snapshot, *, method: Method, readers: int, count: bool, stop: Stop) -> None:
+        plan = snapshot.plan
         self._snapshot = snapshot
         self._query = snapshot.query
-        self._yield_per = yield_per
+        self._batch_rows = plan.batch_rows
         self._stop = stop
         self._ranges = self._can_be_ranges(plan, method, readers)
         counts = count and not self._ranges
@@ -128,7 +125,7 @@ class Reader:
         """Find the key ranges, or count, on the owner's connection while the readers read."""
         if self._ranges:
             self._counted, after = 0, None
-            for rows, upto in walk(self._snapshot.owner, self._query, self._yield_per):
+            for rows, upto in walk(self._snapshot.owner, self._query, self._batch_rows):
                 self._counted += rows
                 if upto is not None:
                     self._read_ahead.add((after, upto))
@@ -192,7 +189,7 @@ class Reader:
     def _rows(self, connection: sa.Connection) -> Callable[[KeyRange, BinaryIO], int]:
         def read(key_range: KeyRange, writer: BinaryIO) -> int:
             rows = 0
-            for data, ended in read_rows(connection, self._query, self._yield_per):
+            for data, ended in read_rows(connection, self._query, self._batch_rows):
                 writer.write(data)
                 rows += ended
             return rows
@@ -207,9 +204,7 @@ class Reader:
         """
         if self._query.key is None or method != "copy" or readers == 1 or plan.repeats != "always":
             return False
-        with translated("planning the query"):
-            cost = cost_of_range(self._snapshot.owner, self._query, self._yield_per)
-        if plan.rows / self._yield_per * cost <= 2 * plan.cost:
+        if plan.range_cost is not None and plan.rows / plan.batch_rows * plan.range_cost <= 2 * plan.cost:
             return True
         log.info(
             "Reading batches along unique_key=%r would cost more than one stream (no index gives its order, or"

@@ -24,6 +24,10 @@ from streaming_export.postgres.query import Query
 # none that could modify.
 _SAFETY_SETTINGS = {"idle_in_transaction_session_timeout": "0", "default_transaction_read_only": "on"}
 
+#: The statement that begins the transaction of a connection which does not leave that to the driver: sent together with
+#: the first statements, it costs no round trip of its own.
+BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+
 _CANCEL_SECONDS = 1.0
 _CANCEL_PATIENCE = 2.0
 _CLOSE_SECONDS = 3.0
@@ -51,36 +55,24 @@ class Sessions:
         self._pids: list[int] = []
         self._cancelled_at: float | None = None
 
-    def connect(self) -> sa.Connection:
-        """A connection that is logged in, for `open`."""
-        with translated("connecting to the database"):
-            connection = self._engine.connect()
-        self._connections.append(connection)
-        return connection
-
-    def open(
-        self, lock_timeout: float, *, unless_set: bool = False, connection: sa.Connection | None = None
-    ) -> sa.Connection:
-        """A connection whose first statement begins a read-only transaction; to be used by one thread.
-
-        That statement takes its snapshot, or is `joining`.
+    def open(self, lock_timeout: float, *, unless_set: bool = False) -> sa.Connection:
+        """A connection that begins no transaction by itself, see `BEGIN`; to be used by one thread.
 
         :param lock_timeout: seconds that a statement may wait for a lock.
         :param unless_set: whether the role's own setting takes precedence.
-        :param connection: that `connect` has made; None to make one.
         :raises DatabaseError: if the secrets have not arrived.
         """
-        connection = connection or self.connect()
+        with translated("connecting to the database"):
+            connection = self._engine.connect()
+        self._connections.append(connection)
         driver_connection(connection).set_client_encoding("UTF8")
         calls = [sa.func.set_config(name, value, False) for name, value in self._settings.items()]
         timeout = f"{lock_timeout:.0f}s"
         timeout = _unless_set("lock_timeout", timeout) if unless_set else timeout
         calls.append(sa.func.set_config("lock_timeout", timeout, False))
         arrived = [sa.func.current_setting(name, True) for name in self._secrets]
-        # A SELECT inside of the transaction would take its snapshot.
         connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         pid, *found = connection.execute(sa.select(sa.func.pg_backend_pid(), *arrived, *calls)).one()
-        connection.commit()
         if list(found[: len(arrived)]) != list(self._secrets.values()):
             raise DatabaseError(
                 "The key of the mask 'hash' has not reached the database's session.",
@@ -88,9 +80,7 @@ class Sessions:
                 " connections with its own function. Connect to the server itself, and export again.",
             )
         self._pids.append(pid)
-        # In this order: psycopg2 takes back a default_transaction_read_only that it has set without a transaction.
-        connection = connection.execution_options(isolation_level="REPEATABLE READ")
-        return connection.execution_options(postgresql_readonly=True)
+        return connection
 
     def cancel(self) -> None:
         """Have the server cancel what the connections are running; safe from any thread.
@@ -166,6 +156,14 @@ def _unless_set(setting: str, value: str) -> Any:
 def run_sql(connection: sa.Connection, *statements: str) -> Any:
     """Have the server run statements without parameters, in one round trip; gives the result of the last."""
     return connection.execution_options(no_parameters=True).exec_driver_sql(";\n".join(statements))
+
+
+def begun_by_driver(connection: sa.Connection) -> sa.Connection:
+    """The connection, whose next statement the driver begins a transaction for: SQLAlchemy's cursors need that."""
+    connection.commit()
+    # In this order: psycopg2 takes back a default_transaction_read_only that it has set without a transaction.
+    connection = connection.execution_options(isolation_level="REPEATABLE READ")
+    return connection.execution_options(postgresql_readonly=True)
 
 
 def joining(snapshot: str) -> str:

@@ -8,17 +8,19 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
+from typing import Any
 
 import sqlalchemy as sa
 
 from streaming_export.cancellation import in_thread
 from streaming_export.errors import InvalidArgument, SnapshotGone
 from streaming_export.postgres.errors import sqlstate_of, translated
+from streaming_export.postgres.plan import Plan
 from streaming_export.postgres.query import Query
-from streaming_export.postgres.sessions import Sessions, driver_connection, joining, run_sql
+from streaming_export.postgres.sessions import BEGIN, Sessions, begun_by_driver, driver_connection, joining, run_sql
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,13 @@ LOCK_NOT_AVAILABLE = "55P03"
 
 # SQLSTATEs of SET TRANSACTION SNAPSHOT, by version, for a snapshot that is no longer held.
 _GONE = ("22023", "42704", "55000")
+
+# SQLSTATEs of a function that is missing, not allowed, or not supported.
+_NO_FUNCTION = ("42883", "42501", "0A000")
+
+# Functions of the PostgreSQL manual, 9.28.3 "Backup Control Functions" and 9.28.4 "Recovery Control Functions".
+_WAL_POSITION = """
+    CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text"""
 
 _ID = re.compile(r"[0-9A-F]+(-[0-9A-F]+)*-[0-9]+")
 
@@ -72,7 +81,7 @@ class Snapshot:
     owner holds the snapshot for the others, and the holder may go.
 
     :param engine: an engine of the psycopg2 dialect.
-    :param describe: describes the query on a connection.
+    :param prepare: describes and plans the query on a connection.
     :param application_name: what ``pg_stat_activity`` shows; Postgres keeps 63 bytes of it.
     :param secrets: settings of each session that no statement may show (see `Sessions`).
     :param imported: id of a snapshot that another transaction of the same database holds; None to take one.
@@ -81,7 +90,7 @@ class Snapshot:
     def __init__(
         self,
         engine: sa.Engine,
-        describe: Callable[[sa.Connection], Query],
+        prepare: Callable[[sa.Connection], tuple[Query, Plan]],
         application_name: str,
         secrets: Mapping[str, str],
         imported: str | None = None,
@@ -89,7 +98,7 @@ class Snapshot:
         if imported is not None and not _ID.fullmatch(str(imported)):
             raise InvalidArgument("snapshot", imported, "what pg_export_snapshot() has returned")
         self._imported = imported
-        self._describe_query = describe
+        self._prepare = prepare
         self._sessions = Sessions(engine, application_name, secrets)
         self._spare: list[sa.Connection] = []
         #: Has the server cancel what the connections run; safe from any thread.
@@ -114,7 +123,7 @@ class Snapshot:
         with contextlib.suppress(IndexError):
             return self._spare.pop()  # in one step: readers connect at the same time
         connection = self._sessions.open(_SECOND_LOCK_SECONDS)
-        self._lock(connection, joining(self.id))
+        self._lock(connection, BEGIN, joining(self.id))
         return connection
 
     def __exit__(
@@ -127,35 +136,35 @@ class Snapshot:
 
         :param again: whether to release everything and return False if another session got in between.
         """
-        first = self._sessions.connect()
+        # The owner begins to connect first: if SQLAlchemy has not seen this server yet, it asks five questions there,
+        # while the query is described here.
         opening = in_thread("owner", lambda: self._sessions.open(_SECOND_LOCK_SECONDS))
         try:
-            first = self._sessions.open(lock_seconds, unless_set=True, connection=first)
-            self.query = self._describe_query(first)
+            first = begun_by_driver(self._sessions.open(lock_seconds, unless_set=True))
+            self.query, self.plan = self._prepare(first)
         finally:
             wait([opening])
         self.owner = opening.result()
         try:
-            self._export()
-            reader = "COMMIT", "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", joining(self.id)
-            self._lock(first, *reader, f"SET lock_timeout = '{_SECOND_LOCK_SECONDS:.0f}s'")
+            self._export(BEGIN)
+            timeout = f"SET lock_timeout = '{_SECOND_LOCK_SECONDS:.0f}s'"
+            self._lock(first, "COMMIT", BEGIN, joining(self.id), timeout)
         except sa.exc.DBAPIError as exc:
             if sqlstate_of(exc) != LOCK_NOT_AVAILABLE or not again:
                 raise
             self._sessions.close()
             return False
         self._spare.append(first)
-        self._look()
         return True
 
     def _import(self, snapshot: str) -> None:
         """Lock on a connection that has imported the snapshot, then check that its holder was there until then."""
         try:
-            first = self._sessions.open(_SECOND_LOCK_SECONDS)
+            first = begun_by_driver(self._sessions.open(_SECOND_LOCK_SECONDS))
             run_sql(first, joining(snapshot))
-            self.query = self._describe_query(first)
+            self.query, self.plan = self._prepare(first)
             self.owner = self._sessions.open(_SECOND_LOCK_SECONDS)
-            run_sql(self.owner, joining(snapshot))
+            self._export(BEGIN, joining(snapshot))
         except sa.exc.DBAPIError as exc:
             if sqlstate_of(exc) not in _GONE or "SET TRANSACTION SNAPSHOT" not in str(exc.statement):
                 raise
@@ -163,31 +172,34 @@ class Snapshot:
                 f"The snapshot {snapshot} is no longer held: the transaction that exported it has ended.",
                 "Take a new snapshot, and read everything again.",
             ) from None
-        self._export()
         self._spare.append(first)
-        self._look()
 
-    def _export(self) -> None:
-        """Lock and export on the owner."""
-        about = "now(), pg_is_in_recovery(), current_setting('server_version')"
-        exported = run_sql(self.owner, self.query.nothing(), f"SELECT pg_export_snapshot(), {about}")
+    def _export(self, *begin: str) -> None:
+        """Begin a transaction of the owner, lock and export.
+
+        :param begin: the statements that begin it.
+        """
+
+        def export(position: str) -> Any:
+            about = f"now(), {position}, pg_is_in_recovery(), current_setting('server_version')"
+            select = f"SELECT pg_export_snapshot(), {about}"
+            return run_sql(self.owner, *begin, self.query.nothing(), select).one()
+
+        try:
+            exported = export(_WAL_POSITION)
+        except sa.exc.DBAPIError as exc:
+            # Some hosted servers do not have a function, or restrict it.
+            if sqlstate_of(exc) not in _NO_FUNCTION:
+                raise
+            run_sql(self.owner, "ROLLBACK")
+            exported = export("NULL")
         #: Of the snapshot, for others to import while this one is open.
         self.id: str
-        self.id, taken_at, standby, version = exported.one()
-        self.info = SnapshotInfo(taken_at, None, standby, version)
+        self.id, taken_at, wal_position, standby, version = exported
+        self.info = SnapshotInfo(taken_at, wal_position, standby, version)
 
     def _lock(self, connection: sa.Connection, *before: str) -> None:
         run_sql(connection, *before, self.query.nothing()).close()
-
-    def _look(self) -> None:
-        """Look where the write-ahead log is."""
-        position = "pg_last_wal_replay_lsn" if self.info.standby else "pg_current_wal_lsn"
-        try:
-            found = run_sql(self.owner, "SAVEPOINT position", f"SELECT {position}()::text").scalar_one()
-            self.info = replace(self.info, wal_position=found)
-        except sa.exc.DBAPIError:
-            # Some hosted servers do not have the function, or restrict it.
-            run_sql(self.owner, "ROLLBACK TO SAVEPOINT position")
 
     def server(self) -> str:
         """Where the rows come from, for the log."""

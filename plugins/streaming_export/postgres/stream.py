@@ -13,7 +13,6 @@ from streaming_export.cancellation import Stop, Stopped, cancelled
 from streaming_export.errors import InvalidArgument
 from streaming_export.options import DEFAULT_YIELD_PER, Options
 from streaming_export.postgres.counting import KeyFaults, count_within
-from streaming_export.postgres.errors import translated
 from streaming_export.postgres.plan import Plan, plan
 from streaming_export.postgres.query import Query, Source, describe
 from streaming_export.postgres.read_ahead import AHEAD_BYTES
@@ -43,12 +42,7 @@ class CsvStream:
         self.key_faults: KeyFaults | None = None
 
     def __enter__(self) -> CsvStream:
-        with self._open:
-            self._open.enter_context(self.snapshot)
-            with translated("planning the query"):
-                #: The planner's estimates.
-                self.plan: Plan = plan(self.snapshot.owner, self.snapshot.query)
-            self._open = self._open.pop_all()
+        self._open.enter_context(self.snapshot)
         return self
 
     def __exit__(
@@ -60,6 +54,11 @@ class CsvStream:
     def query(self) -> Query:
         """The query that is read."""
         return self.snapshot.query
+
+    @property
+    def plan(self) -> Plan:
+        """The planner's estimates."""
+        return self.snapshot.plan
 
     def __iter__(self) -> Iterator[bytes]:
         """The header row, and then the rows, in chunks.
@@ -81,23 +80,13 @@ class CsvStream:
         options = self._options
         reader = Reader(
             self.snapshot,
-            self.plan,
             method=options.method,
-            yield_per=options.yield_per or self._batch_rows(),
             readers=options.readers,
             count=options.verify_rows,
             stop=self._stop,
         )
         self.verified = reader.verified
         self._reader = self._open.enter_context(reader)
-
-    def _batch_rows(self) -> int:
-        """Rows per batch: fewer if they are wide.
-
-        While the bytes of one range are consumed, another reader may be `AHEAD_BYTES` ahead: in larger ranges it waits.
-        """
-        width = max(1, self.plan.bytes // max(1, self.plan.rows))
-        return min(DEFAULT_YIELD_PER[self._options.method], max(1, AHEAD_BYTES // width))
 
     def batches(self) -> Iterator[tuple[bytes, int]]:
         """Bytes without the header, with the number of rows of the batch if they are its last ones, and 0 otherwise.
@@ -165,9 +154,16 @@ def open_csv(
     if key_range != EVERYTHING and unique_key is None:
         raise InvalidArgument("key_range", key_range, "needs unique_key")
 
-    def describe_part(connection: sa.Connection) -> Query:
-        whole = describe(connection, query, parameters, unique_key, projection)
-        return whole.within(*key_range, text_literal(connection))
+    def batch_rows(width: int) -> int:
+        if options.yield_per:
+            return options.yield_per
+        # While one range is consumed, another reader may be so many bytes ahead: in larger ranges it waits.
+        return min(DEFAULT_YIELD_PER[options.method], max(1, AHEAD_BYTES // width))
 
-    view = Snapshot(engine, describe_part, application_name, projection.settings(), snapshot)
+    def prepare(connection: sa.Connection) -> tuple[Query, Plan]:
+        whole = describe(connection, query, parameters, unique_key, projection)
+        part = whole.within(*key_range, text_literal(connection))
+        return part, plan(connection, part, batch_rows)
+
+    view = Snapshot(engine, prepare, application_name, projection.settings(), snapshot)
     return CsvStream(view, options, stop)

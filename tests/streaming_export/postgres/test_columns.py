@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from streaming_export.postgres.query import Source, describe
 from streaming_export.postgres.reader import read_rows
-from streaming_export.postgres.sessions import Sessions, driver_connection
+from streaming_export.postgres.sessions import Sessions, begun_by_driver, driver_connection
 from tests.streaming_export.exporting import read
 
 Readers = tuple[sa.Connection, sa.Connection]
@@ -359,7 +359,7 @@ def owner(engine: sa.Engine) -> Iterator[sa.Engine]:
 def readers(owner: sa.Engine) -> Iterator[Readers]:
     """Two sessions as an export opens them, one for each method."""
     sessions = Sessions(owner, "test_columns", {})
-    yield sessions.open(5.0), sessions.open(5.0)
+    yield begun_by_driver(sessions.open(5.0)), begun_by_driver(sessions.open(5.0))
     sessions.end()
 
 

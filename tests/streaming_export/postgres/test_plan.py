@@ -11,9 +11,6 @@ import pytest
 import sqlalchemy as sa
 
 from streaming_export import CsvStream, open_csv
-from streaming_export.postgres.plan import plan
-from streaming_export.postgres.query import describe
-from streaming_export.postgres.snapshot import Snapshot
 from tests.streaming_export.exporting import take_options
 from tests.streaming_export.postgres.statements import another
 
@@ -179,8 +176,8 @@ def test_a_long_value_costs_some_copies(events: sa.Engine) -> None:
 
 def test_what_the_planner_estimates(events: sa.Engine) -> None:
     """Rows, bytes and cost, before a row is read."""
-    with Snapshot(events, lambda connection: describe(connection, "SELECT * FROM events"), "test", {}) as snapshot:
-        found = plan(snapshot.owner, snapshot.query)
+    with open_csv("SELECT * FROM events", engine=events) as stream:
+        found = stream.plan
     assert found.rows == ROWS
     assert found.bytes >= ROWS * 12
     assert found.cost > 0
