@@ -13,22 +13,18 @@ from datetime import UTC, date, datetime
 from itertools import islice
 from pathlib import PurePosixPath
 
-from botocore.exceptions import BotoCoreError
-from urllib3.exceptions import HTTPError
-
 from exports_page.access import named
 from exports_page.series import Listed, by_series, listed
 from streaming_export import (
     Bucket,
     ExportError,
     ManifestError,
-    ManifestInvalid,
     ManifestMissing,
     ObjectChanged,
     StoreError,
+    manifest_reader,
 )
-from streaming_export.manifest_reader import Manifest, parse
-from streaming_export.s3.codes import GONE, REFUSED
+from streaming_export.manifest_reader import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +34,7 @@ FRESH_SECONDS = 60.0
 #: Maximum number of objects that are listed: 100 requests. The page says so if there are more.
 MOST_OBJECTS = 100_000
 
-#: Maximum bytes of a manifest, enough for 4,000 files. Larger ones are not read.
+#: Maximum bytes of a manifest, enough for 4,000 files. No more of one is read.
 MOST_BYTES = 2 * 1024 * 1024
 
 _CACHED = 10_000  # entries of about a kilobyte each
@@ -173,7 +169,7 @@ _PASSING = "The store failed to return it. Reload the page."
 
 
 def read(bucket: Bucket, key: str, etag: str | None = None) -> Manifest:
-    """Read a manifest of at most `MOST_BYTES`.
+    """Read a manifest of less than `MOST_BYTES`.
 
     :param key: of the manifest.
     :param etag: ETag that it must have, without quotes; None for any.
@@ -181,36 +177,23 @@ def read(bucket: Bucket, key: str, etag: str | None = None) -> Manifest:
     :raises StoreError: if the store failed.
     """
     try:
-        with bucket.open(key, etag, f"bytes=0-{MOST_BYTES}") as body:
-            text = body.read(MOST_BYTES + 1)
-    except StoreError as exc:
-        if exc.code in GONE and etag is None:
-            raise ManifestMissing(
-                f"There is no manifest at {bucket.url(key)}. The export was never published, or it was removed.",
-                "Open the page without a link to see what there is.",
-            ) from exc
-        if exc.code in (*REFUSED, *GONE):
-            raise ObjectChanged(f"{bucket.url(key)} was replaced or removed.", "Reload the page.") from exc
+        found = manifest_reader.read(bucket, bucket.url(key), MOST_BYTES)
+    except ManifestMissing as exc:
+        exc.remedy = "Open the page without a link to see what there is."
         raise
-    except (BotoCoreError, HTTPError) as exc:
-        name = type(exc).__name__
-        failed = f"The object store failed while reading {bucket.url(key)}: {name}."
-        raise StoreError(failed, "It may be temporary: retry.", code=name, transient=True) from exc
-    if len(text) > MOST_BYTES:
-        raise ManifestInvalid(f"{bucket.url(key)} has more than {MOST_BYTES:,} bytes.", "It can't be an export's.")
-    return parse(text, bucket.name, bucket.url(key))
+    if etag not in (None, found.etag):
+        raise ObjectChanged(f"{bucket.url(key)} was replaced.", "Reload the page.")
+    return found
 
 
 def _entry(bucket: Bucket, one: Listed) -> Entry | None:
     """The entry of a manifest; None if the store failed transiently."""
     try:
-        if not 0 < one.size <= MOST_BYTES:
-            raise ManifestInvalid(f"{one.url} has {one.size:,} bytes, so it is not a manifest of an export.", "")
         return _describe(read(bucket, one.key, one.etag), one)
     except (ArithmeticError, ValueError) as exc:
         return _unread(one, f"The manifest {one.url} has impossible values ({type(exc).__name__}).")
     except (ManifestError, StoreError) as exc:
-        if exc.transient or isinstance(exc, ObjectChanged):
+        if exc.transient or isinstance(exc, ObjectChanged | ManifestMissing):
             return None
         return _unread(one, exc.failed)
 

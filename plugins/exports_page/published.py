@@ -15,8 +15,8 @@ from botocore.exceptions import BotoCoreError
 from urllib3.exceptions import HTTPError
 
 from exports_page.download import headers
-from streaming_export import Bucket, ExportCancelled, ObjectChanged, StoreError
-from streaming_export.manifest_reader import File, Manifest
+from streaming_export import Bucket, ExportCancelled, ExportedFile, ObjectChanged, StoreError
+from streaming_export.manifest_reader import Manifest
 from streaming_export.s3.codes import GONE, REFUSED
 
 _CHUNK_BYTES = 512 * 1024
@@ -43,7 +43,7 @@ class OutOfRange(ValueError):
     """No byte of the object is in the range (status 416)."""
 
 
-def part_of(file: File, asked: str | None, if_range: str | None) -> Part:
+def part_of(file: ExportedFile, asked: str | None, if_range: str | None) -> Part:
     """The range that a request asks for; the whole file, unless it asks for one range of this file.
 
     :param asked: the header ``Range``.
@@ -64,7 +64,7 @@ def part_of(file: File, asked: str | None, if_range: str | None) -> Part:
     return Part(first, last, False)
 
 
-def etag(file: File) -> str:
+def etag(file: ExportedFile) -> str:
     """The ETag of the file, as HTTP writes it: its SHA-256."""
     return f'"{file.sha256}"'
 
@@ -75,7 +75,7 @@ class PublishedFile:
     :param part: the bytes to send.
     """
 
-    def __init__(self, bucket: Bucket, manifest: Manifest, file: File, part: Part) -> None:
+    def __init__(self, bucket: Bucket, manifest: Manifest, file: ExportedFile, part: Part) -> None:
         self._bucket, self._manifest, self._file, self._part = bucket, manifest, file, part
         self._sha256 = hashlib.sha256()
         self._left = part.last - part.first + 1

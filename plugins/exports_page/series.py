@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime
 
-from streaming_export.s3 import objects
+from streaming_export.s3.objects import ObjectInfo
 
 _SUFFIX = ".manifest.json"
 
@@ -40,7 +40,7 @@ class Listed:
     day: date | None
 
 
-def listed(item: objects.Listed, url: str) -> Listed | None:
+def listed(item: ObjectInfo, url: str) -> Listed | None:
     """An object as a manifest; None if it is not one.
 
     :param url: of the object.

@@ -26,7 +26,7 @@ from streaming_export.options import Options
 from streaming_export.postgres.stream import CsvStream, open_csv
 from streaming_export.report import ExportResult, Preview
 from streaming_export.s3.bucket import Bucket, check_key
-from streaming_export.s3.files import ExportedFile
+from streaming_export.s3.objects import ExportedFile
 
 __all__ = [
     "AlreadyExists",

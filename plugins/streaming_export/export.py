@@ -23,8 +23,9 @@ from streaming_export.postgres.stream import CsvStream, open_csv
 from streaming_export.postgres.transactions import Wait, wait_for_older
 from streaming_export.report import COUNT_SECONDS, ExportResult, Preview, Progress, log_end, warn_of_key
 from streaming_export.s3.bucket import MAX_KEY_BYTES, Bucket, check_key
-from streaming_export.s3.files import ExportedFile, FileWriter
+from streaming_export.s3.files import FileWriter
 from streaming_export.s3.layout import FileLayout
+from streaming_export.s3.objects import ExportedFile
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +157,8 @@ class Export:
             with self._reading() as csv:
                 query, plan, rows = csv.query, csv.plan, csv.count(COUNT_SECONDS)
             keys = [self._layout(query.header).key(self._key, 1), manifest.manifest_key(self._key)]
-            targets = {self._bucket.url(key): self._replaced(key) for key in keys}
+            found = {self._bucket.url(key): self._bucket.head(key) for key in keys}
+        targets = {url: str(replaced) if replaced else None for url, replaced in found.items()}
         size = plan.bytes if rows is None else rows * plan.bytes // max(1, plan.rows)
         return Preview(query.text, tuple(column.name for column in query.columns), rows, plan.rows, size, targets)
 
@@ -224,10 +226,6 @@ class Export:
             estimated_bytes=csv.plan.bytes,
             overwrite=self._options.overwrite,
         )
-
-    def _replaced(self, key: str) -> str | None:
-        found = self._bucket.head(key)
-        return f"{found.size:,} bytes of {found.modified.isoformat()}" if found else None
 
     def _manifest(
         self,

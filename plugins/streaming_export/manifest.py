@@ -19,15 +19,15 @@ import boto3
 import psycopg2
 
 from streaming_export.cancellation import Stop
-from streaming_export.errors import ManifestError, StoreError, Superseded, VerificationError
-from streaming_export.manifest_reader import VERSION, File, Manifest, is_identifier, parse, read
+from streaming_export.errors import ManifestError, ManifestMissing, StoreError, Superseded, VerificationError
+from streaming_export.manifest_reader import VERSION, Manifest, is_identifier, parse, read
 from streaming_export.s3.bucket import Bucket, check_key
-from streaming_export.s3.files import ExportedFile
 from streaming_export.s3.layout import LONGEST_SUFFIX as _LONGEST_FILE_SUFFIX
+from streaming_export.s3.objects import ExportedFile
 
 log = logging.getLogger(__name__)
 
-__all__ = ["LONGEST_SUFFIX", "File", "Manifest", "build", "current", "is_identifier", "loggable", "manifest_key"]
+__all__ = ["LONGEST_SUFFIX", "Manifest", "build", "current", "is_identifier", "loggable", "manifest_key"]
 __all__ += ["move_latest", "of_files", "parse", "publish", "published_by", "read"]
 
 #: By how many bytes the key of any object of an export may be longer than the export's key.
@@ -162,10 +162,10 @@ def published_by(bucket: Bucket, key: str) -> str | None:
     :raises StoreError: if the store failed.
     """
     check_key("key", key)
-    found = bucket.read(manifest_key(key))
-    if found is None:
+    try:
+        return str(read(bucket, bucket.url(manifest_key(key))).run.get("run") or "")
+    except ManifestMissing:
         return None
-    return str(parse(found[0], bucket.name, bucket.url(manifest_key(key))).run.get("run") or "")
 
 
 def current(bucket: Bucket, key: str, *, stop: Stop | None = None) -> str | None:

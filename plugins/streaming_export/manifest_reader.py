@@ -14,31 +14,15 @@ from typing import Any
 import jsonschema
 
 from streaming_export.errors import ForeignBucket, InvalidArgument, ManifestInvalid, ManifestMissing, ManifestTooNew
-from streaming_export.s3.bucket import Bucket, check_key
+from streaming_export.s3.bucket import MAX_DOCUMENT_BYTES, Bucket, check_key
+from streaming_export.s3.objects import ExportedFile
 
 #: The version of manifests that this program writes, and the newest that it reads.
 VERSION = 1
 
+_OF_A_FILE = ("rows", "bytes", "sha256", "etag", "parts")
 _SCHEMA = Path(__file__).with_name("manifest.schema.json")
 _MAX_NAME_BYTES = 63  # PostgreSQL manual, 4.1.1: longer names are truncated, and two could become the same
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """An object that the manifest names.
-
-    :param key: its key in the manifest's bucket.
-    :param rows: data rows, without the header.
-    :param bytes: its size.
-    :param sha256: of its content, in hex.
-    :param etag: without quotes.
-    """
-
-    key: str
-    rows: int
-    bytes: int
-    sha256: str
-    etag: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +54,7 @@ class Manifest:
     url: str
     sha256: str
     export_id: str | None
-    files: tuple[File, ...]
+    files: tuple[ExportedFile, ...]
     rows: int
     columns: tuple[tuple[str, str], ...]
     unique_key: str | None
@@ -94,29 +78,33 @@ class Manifest:
         return sum(file.bytes for file in self.files)
 
 
-def read(bucket: Bucket, url: str) -> Manifest:
+def read(bucket: Bucket, url: str, most: int = MAX_DOCUMENT_BYTES) -> Manifest:
     """Read the manifest at an ``s3://`` URL.
 
     :param bucket: the only bucket that may hold the manifest and its objects.
+    :param most: see `parse`; no more of it is read.
     :raises ManifestError: if it is missing, invalid, too new, or names another bucket.
     :raises StoreError: if the store failed.
     """
-    found = bucket.read(_key(url, bucket.name, url))
+    found = bucket.read(_key(url, bucket.name, url), most)
     if found is None:
         raise ManifestMissing(
             f"There is no manifest at {url}. The export was not published, or the bucket's lifecycle removed it.",
             "Export again.",
         )
-    return replace(parse(found[0], bucket.name, url), etag=found[1])
+    return replace(parse(found[0], bucket.name, url, most), etag=found[1])
 
 
-def parse(body: bytes, bucket: str, url: str) -> Manifest:
+def parse(body: bytes, bucket: str, url: str, most: int = MAX_DOCUMENT_BYTES) -> Manifest:
     """Check the text of a manifest.
 
     :param bucket: name of the only bucket that may hold its objects.
     :param url: where it is, for errors.
+    :param most: bytes that it must not reach.
     :raises ManifestError: if it is invalid, too new, or names another bucket.
     """
+    if len(body) >= most:
+        raise _invalid(url, f"it has {most:,} bytes or more")
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as exc:
@@ -137,7 +125,7 @@ def parse(body: bytes, bucket: str, url: str) -> Manifest:
         sha256=hashlib.sha256(body).hexdigest(),
         export_id=document.get("export_id"),
         files=tuple(
-            File(_key(file["url"], bucket, url), file["rows"], file["bytes"], file["sha256"], file["etag"])
+            ExportedFile(**{name: file[name] for name in _OF_A_FILE}, key=_key(file["url"], bucket, url))
             for file in document["files"]
         ),
         rows=document["rows"],

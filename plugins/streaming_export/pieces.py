@@ -27,7 +27,7 @@ from streaming_export.postgres.reader import KeyRange
 from streaming_export.report import ExportResult
 from streaming_export.s3.bucket import Bucket
 from streaming_export.s3.conditional import ANYTHING
-from streaming_export.s3.files import ExportedFile
+from streaming_export.s3.objects import ExportedFile
 
 
 @dataclass(frozen=True, slots=True)

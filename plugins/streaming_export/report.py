@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from streaming_export.postgres.counting import KeyFaults
-from streaming_export.s3.files import ExportedFile
+from streaming_export.s3.objects import ExportedFile
 
 log = logging.getLogger(__name__)
 

@@ -14,14 +14,11 @@ from streaming_export import manifest
 from streaming_export.errors import ExportError, ManifestError, ManifestInvalid, ManifestMissing
 from streaming_export.postgres.errors import database_error
 from streaming_export.s3.bucket import Bucket
-from streaming_export.s3.objects import Listed
+from streaming_export.s3.objects import ObjectInfo
 from streaming_ingest.history import known
 from streaming_ingest.ingest import IngestResult, check_target, ingest
 
 log = logging.getLogger(__name__)
-
-# The manifest of an export of 100,000 files has 60 MB; a larger one is not read into memory.
-_MAX_MANIFEST_BYTES = 100 * 2**20
 
 # How far the clocks of database and store may differ. A snapshot from the future would make all later exports outdated.
 _CLOCKS_DIFFER = timedelta(hours=1)
@@ -136,23 +133,18 @@ class _Search:
         error.during(f"All other exports are loaded, {loaded} of them by this run.", True)
         raise error
 
-    def _listed(self) -> Iterator[Listed]:
+    def _listed(self) -> Iterator[ObjectInfo]:
         suffix = manifest.manifest_key("")
         for prefix in self._prefixes:
             yield from (listed for listed in self._bucket.list(prefix) if listed.key.endswith(suffix))
 
 
-def _read(bucket: Bucket, url: str, listed: Listed) -> manifest.Manifest:
-    if listed.size > _MAX_MANIFEST_BYTES:
-        raise _unusable(url, f"it has {listed.size:,} bytes, more than {_MAX_MANIFEST_BYTES:,}")
+def _read(bucket: Bucket, url: str, listed: ObjectInfo) -> manifest.Manifest:
     read = manifest.read(bucket, url)
     if read.taken_at > listed.modified + _CLOCKS_DIFFER:
-        raise _unusable(url, f"its snapshot ({read.taken_at}) is later than the manifest itself ({listed.modified})")
+        later = f"its snapshot ({read.taken_at}) is later than the manifest itself ({listed.modified})"
+        raise ManifestInvalid(f"The manifest {url} can't be used: {later}.", "Export again to replace it.")
     return read
-
-
-def _unusable(url: str, why: str) -> ManifestInvalid:
-    return ManifestInvalid(f"The manifest {url} can't be used: {why}.", "Export again to replace it.")
 
 
 def _known(engine: sa.Engine, schema: str, table: str) -> set[tuple[str, str]]:

@@ -10,9 +10,9 @@ from botocore.exceptions import BotoCoreError
 from isal import igzip, isal_zlib
 
 from streaming_export.errors import ExportError, ObjectChanged, StoreError
-from streaming_export.manifest import File
 from streaming_export.s3.bucket import Bucket
 from streaming_export.s3.codes import GONE, REFUSED, store_error
+from streaming_export.s3.objects import ExportedFile
 
 _READ_BYTES = 2**18  # small enough for a CPU's cache, large enough to make the calls cheap
 
@@ -34,7 +34,7 @@ class VerifiedFile:
     :param compression: None, "gzip" or "zstd".
     """
 
-    def __init__(self, bucket: Bucket, file: File, compression: str | None) -> None:
+    def __init__(self, bucket: Bucket, file: ExportedFile, compression: str | None) -> None:
         self._object = _Object(bucket, file)
         self._content = _decompressed(self._object, compression)
         self.error: BaseException | None = None
@@ -65,7 +65,7 @@ class VerifiedFile:
 class _Object:
     """The bytes of an object as they are stored; enough of a file for the decompressors."""
 
-    def __init__(self, bucket: Bucket, file: File) -> None:
+    def __init__(self, bucket: Bucket, file: ExportedFile) -> None:
         self._file = file
         self._url = bucket.url(file.key)
         self._sha256 = hashlib.sha256()

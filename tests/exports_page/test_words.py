@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from streaming_export.manifest_reader import File, Manifest
+from streaming_export import ExportedFile
+from streaming_export.manifest_reader import Manifest
 
 AT = datetime(2026, 11, 1, 2, tzinfo=UTC)
 
@@ -98,7 +99,7 @@ def manifest(key: str = "o'x/orders-20261101.csv", compression: str | None = Non
         url=f"s3://bucket/{key}.manifest.json",
         sha256="0" * 64,
         export_id="x",
-        files=(File(key, 2, 10, "0" * 64, "e"),),
+        files=(ExportedFile(key, 2, 10, "0" * 64, "e", 1),),
         rows=2,
         columns=tuple(columns),
         unique_key="id",

@@ -10,8 +10,9 @@ from typing import Any
 from streaming_export import manifest
 from streaming_export.cancellation import Stop, Stopped
 from streaming_export.s3.bucket import Bucket
-from streaming_export.s3.files import ExportedFile, FileWriter
+from streaming_export.s3.files import FileWriter
 from streaming_export.s3.layout import FileLayout
+from streaming_export.s3.objects import ExportedFile
 
 KEY = "a/orders.csv"
 MANIFEST = "a/orders.csv.manifest.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -24,7 +25,7 @@ from streaming_export import (
     manifest,
 )
 from streaming_export.s3.bucket import Bucket
-from streaming_export.s3.files import ExportedFile
+from streaming_export.s3.objects import ExportedFile
 from tests.conftest import content, keys
 from tests.streaming_export.publishing import KEY, MANIFEST, NOON, document, publish
 from tests.streaming_export.store import hook, refusal
@@ -172,6 +173,18 @@ def test_a_manifest_that_is_missing(there: Bucket) -> None:
     """Without a manifest nothing was published."""
     with pytest.raises(ManifestMissing, match="was not published"):
         manifest.read(there, there.url(MANIFEST))
+
+
+def test_a_huge_manifest_is_not_read(there: Bucket) -> None:
+    """What is too large to be a manifest stays out of memory."""
+    there.client.put_object(Bucket=there.name, Key=MANIFEST, Body=b" " * 10_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ManifestInvalid, match="it has 20,000 bytes or more"):
+            manifest.read(there, there.url(MANIFEST), most=20_000)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def lead_away(written: dict[str, Any]) -> None:

@@ -265,18 +265,6 @@ def test_broken_manifests_hold_up_nothing(
     assert run() == []
 
 
-def test_a_huge_manifest_is_not_read(
-    shop: Shop, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, table: Callable[[], dict[int, str]]
-) -> None:
-    """What is too large to be a manifest stays out of memory."""
-    monkeypatch.setattr(MODULE, "_MAX_MANIFEST_BYTES", 10_000)
-    shop.day(1)
-    shop.bucket.client.put_object(Bucket=shop.bucket.name, Key=f"{NIGHTLY}huge.csv.manifest.json", Body=b" " * 10_001)
-    with pytest.raises(NotAllLoaded, match="it has 10,001 bytes"):
-        run()
-    assert table() == shop.expected()
-
-
 def test_a_store_that_fails(shop: Shop, run: Callable[..., Any], table: Callable[[], dict[int, str]]) -> None:
     """A transient failure ends the run: a retry continues from there."""
     for day in (1, 2, 3):

@@ -9,22 +9,25 @@ import time
 from collections.abc import Callable, Iterator, Mapping, MutableSequence
 from concurrent.futures import Future
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 from isal import isal_zlib
+from urllib3.exceptions import HTTPError
 
 from streaming_export.cancellation import Stop
 from streaming_export.errors import InvalidArgument, StoreError
 from streaming_export.s3 import conditional
 from streaming_export.s3.codes import GONE, REFUSED, store_error
 from streaming_export.s3.conditional import ANYTHING
-from streaming_export.s3.objects import Listed, ObjectInfo
+from streaming_export.s3.objects import ObjectInfo
 
 log = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
 MAX_KEY_BYTES = 1024  # Amazon S3 User Guide, "Naming Amazon S3 objects"
+
+#: Most bytes of a document that are read into memory; the manifest of an export of 100,000 files has 60 MB.
+MAX_DOCUMENT_BYTES = 100 * 2**20
 
 #: Seconds after the first try in which a request that fails transiently is repeated.
 PATIENCE_SECONDS = 60.0
@@ -131,6 +134,7 @@ class Bucket:
         patient: bool = True,
         failures: MutableSequence[BaseException] | None = None,
         hopeless: Callable[[], bool] = lambda: False,
+        receive: Callable[[Any], Any] = lambda answer: answer,
         **arguments: Any,
     ) -> Any:
         """Send one request, with the extra arguments that it knows, and repeat it while it fails transiently.
@@ -140,11 +144,23 @@ class Bucket:
         :param patient: False: try only once.
         :param failures: gets botocore's error of each failed try.
         :param hopeless: called before each new try; True ends the tries.
+        :param receive: makes the result of the answer, as a part of each try.
         :raises StoreError: if the store refused or failed.
         :raises Stopped: if the export is stopped meanwhile.
         """
-        doing = f"{doing} {self.url(key)}"
-        return self._try(doing, lambda: self._call(operation, key, **arguments), patient, failures, hopeless)
+        doing, pause, deadline = f"{doing} {self.url(key)}", _FIRST_PAUSE, time.monotonic() + self.patience
+        while True:
+            try:
+                return receive(self._call(operation, key, **arguments))
+            except (ClientError, BotoCoreError, HTTPError) as exc:
+                if failures is not None:
+                    failures.append(exc)
+                error = store_error(doing, exc)
+                if not (patient and error.transient and time.monotonic() + pause < deadline) or hopeless():
+                    raise error from exc
+            log.warning("%s Trying again in %.1f s.", error.failed, pause)
+            self.stop.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     def head(self, key: str, *, patient: bool = True) -> ObjectInfo | None:
         """What the store says about an object; None if there is none.
@@ -160,6 +176,7 @@ class Bucket:
                 return None
             raise
         return ObjectInfo(
+            key=key,
             size=head["ContentLength"],
             etag=head.get("ETag", "").strip('"'),
             modified=head["LastModified"],
@@ -167,24 +184,26 @@ class Bucket:
             export_id=head.get("Metadata", {}).get(_EXPORT_ID),
         )
 
-    def read(self, key: str) -> tuple[bytes, str] | None:
-        """A small document and its ETag without quotes; None if there is none.
+    def read(self, key: str, most: int = MAX_DOCUMENT_BYTES) -> tuple[bytes, str] | None:
+        """A document, of at most its first `most` bytes, and its ETag without quotes; None if there is none.
 
         :raises StoreError: if the store refused or failed.
         """
 
-        def download() -> tuple[bytes, str]:
-            answer = self._call("get_object", key)
-            return answer["Body"].read(), answer["ETag"].strip('"')
+        def receive(answer: Any) -> tuple[bytes, str]:
+            with answer["Body"] as body:
+                # Without a size, botocore checks that the body is complete.
+                return body.read(most if answer["ContentLength"] > most else None), answer["ETag"].strip('"')
 
         try:
-            return self._try(f"reading {self.url(key)}", download)
+            found: tuple[bytes, str] = self.request("get_object", key, "reading", receive=receive)
+            return found
         except StoreError as exc:
             if exc.code in GONE:
                 return None
             raise
 
-    def list(self, prefix: str, start_after: str = "") -> Iterator[Listed]:
+    def list(self, prefix: str, start_after: str = "") -> Iterator[ObjectInfo]:
         """The objects whose keys begin with a prefix, in the order of their keys; one request per 1,000.
 
         :param start_after: only keys after this one.
@@ -195,7 +214,7 @@ class Bucket:
             answer = self.request("list_objects_v2", prefix, "listing", **page)
             for found in answer.get("Contents", []):
                 start_after = found["Key"]
-                yield Listed(start_after, found["Size"], found["ETag"].strip('"'), found["LastModified"])
+                yield ObjectInfo(start_after, found["Size"], found["ETag"].strip('"'), found["LastModified"])
             if not answer.get("IsTruncated"):
                 return
 
@@ -254,28 +273,6 @@ class Bucket:
             if not answer.get("IsTruncated"):
                 return
             page |= {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer.get("NextUploadIdMarker", "")}
-
-    def _try(
-        self,
-        doing: str,
-        call: Callable[[], Result],
-        patient: bool = True,
-        failures: MutableSequence[BaseException] | None = None,
-        hopeless: Callable[[], bool] = lambda: False,
-    ) -> Result:
-        pause, deadline = _FIRST_PAUSE, time.monotonic() + self.patience
-        while True:
-            try:
-                return call()
-            except (ClientError, BotoCoreError) as exc:
-                if failures is not None:
-                    failures.append(exc)
-                error = store_error(doing, exc)
-                if not (patient and error.transient and time.monotonic() + pause < deadline) or hopeless():
-                    raise error from exc
-            log.warning("%s Trying again in %.1f s.", error.failed, pause)
-            self.stop.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _call(self, operation: str, key: str, **arguments: Any) -> Any:
         members = self._members(operation)

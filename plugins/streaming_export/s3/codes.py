@@ -7,6 +7,7 @@ names of botocore's exceptions.
 from __future__ import annotations
 
 from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
 
 from streaming_export.errors import StoreError
 
@@ -62,13 +63,13 @@ _TRANSIENT_STATUSES = {429, 500, 502, 503, 504}
 _GATEWAY_STATUSES = {502, 504}
 
 
-def store_error(doing: str, exc: ClientError | BotoCoreError) -> StoreError:
-    """Translate botocore's error.
+def store_error(doing: str, exc: ClientError | BotoCoreError | HTTPError) -> StoreError:
+    """Translate an error of botocore, or of urllib3 while a body is read.
 
     :param doing: what was being done, and to what, as in "completing s3://…".
     """
     code, status, message = _parts(exc)
-    transient = code in TRANSIENT or status in _TRANSIENT_STATUSES
+    transient = code in TRANSIENT or status in _TRANSIENT_STATUSES or isinstance(exc, HTTPError)
     remedy = _REMEDIES.get(code, _TRANSIENT_REMEDY if transient else _REMEDY)
     if doing.startswith("reading"):
         remedy = _READING_REMEDIES.get(code, remedy)
@@ -86,7 +87,7 @@ def is_answer(exc: BaseException) -> bool:
     return not metadata.get("RetryAttempts") and metadata.get("HTTPStatusCode") not in _GATEWAY_STATUSES
 
 
-def _parts(exc: ClientError | BotoCoreError) -> tuple[str, int | None, str]:
+def _parts(exc: ClientError | BotoCoreError | HTTPError) -> tuple[str, int | None, str]:
     """Code, HTTP status and message."""
     if not isinstance(exc, ClientError):
         return type(exc).__name__, None, str(exc)

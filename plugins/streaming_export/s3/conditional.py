@@ -48,22 +48,6 @@ class Sent:
         return None if found.crc32 is None else found.crc32 == self.crc32
 
 
-@dataclass(frozen=True, slots=True)
-class StoredObject:
-    """An object that the store has confirmed.
-
-    :param size: in bytes.
-    :param sha256: of its content, in hex.
-    :param etag: as the store gives it, without quotes.
-    :param parts: number of parts it was sent in; 1 if it was one put.
-    """
-
-    size: int
-    sha256: str
-    etag: str
-    parts: int
-
-
 def write(
     bucket: Bucket,
     operation: str,

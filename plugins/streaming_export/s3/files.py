@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from streaming_export.cancellation import Stop
 from streaming_export.errors import StoreError
 from streaming_export.s3.bucket import Bucket
-from streaming_export.s3.conditional import StoredObject
 from streaming_export.s3.layout import FileLayout
+from streaming_export.s3.objects import ExportedFile
 from streaming_export.s3.parts import part_bytes_for
 from streaming_export.s3.upload import Upload
 
@@ -28,26 +27,6 @@ def row_ends(data: bytes) -> list[int]:
         start = match.end()
         ends.append(start)
     return ends
-
-
-@dataclass(frozen=True, slots=True)
-class ExportedFile:
-    """A file of an export.
-
-    :param key: its key in the bucket.
-    :param rows: its data rows, without the header.
-    :param bytes: size of the object.
-    :param sha256: of the object's content, in hex.
-    :param etag: of the object, without quotes.
-    :param parts: number of parts it was uploaded in.
-    """
-
-    key: str
-    rows: int
-    bytes: int
-    sha256: str
-    etag: str
-    parts: int
 
 
 class _File:
@@ -67,9 +46,6 @@ class _File:
         if self._compressor:
             self.upload.write(self._compressor.flush())
             self._compressor = None
-
-    def exported(self, stored: StoredObject) -> ExportedFile:
-        return ExportedFile(self.upload.key, self.rows, stored.size, stored.sha256, stored.etag, stored.parts)
 
 
 class FileWriter:
@@ -151,7 +127,7 @@ class FileWriter:
             for file in self._files:
                 if self.visible:
                     file.upload.commit()
-                exported.append(file.exported(file.upload.complete()))
+                exported.append(file.upload.complete(file.rows))
                 self.visible += 1
         except StoreError as exc:
             # Another export has aborted this one's upload after the first files became visible. It may fail itself;

@@ -13,7 +13,8 @@ from isal import isal_zlib
 from streaming_export.cancellation import Stop, cancelled
 from streaming_export.errors import AlreadyExists, StoreError, Superseded
 from streaming_export.s3.bucket import Bucket
-from streaming_export.s3.conditional import ANYTHING, Sent, StoredObject, base64_crc32, check_visible, write
+from streaming_export.s3.conditional import ANYTHING, Sent, base64_crc32, check_visible, write
+from streaming_export.s3.objects import ExportedFile
 from streaming_export.s3.parts import MAX_OBJECT_BYTES, MAX_PARTS, MIN_PART_BYTES, Parts, grown_part_bytes
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class Upload:
         try:
             found = self._bucket.head(self.key)
             if found and not self._overwrite:
-                raise AlreadyExists(self.url, f"{found.size:,} bytes of {found.modified.isoformat()}")
+                raise AlreadyExists(self.url, str(found))
             self._replaces = found.etag if found else None
         except StoreError as exc:
             # S3 does not say whether there is an object: without s3:ListBucket (403), or without its SSE-C key (400).
@@ -145,9 +146,10 @@ class Upload:
         """Ignore `stop` from now on: other files of the export are visible already."""
         self._committed, self._bucket = True, self._bucket.within(Stop())
 
-    def complete(self) -> StoredObject:
+    def complete(self, rows: int = 0) -> ExportedFile:
         """Make the object visible, in one step, and check it.
 
+        :param rows: data rows in it.
         :raises StoreError: if it could not be completed; it says so if the object may be visible.
         :raises Superseded: if another export replaced the old object meanwhile, or the new one just now.
         :raises AlreadyExists: if another writer was first, and `overwrite` is False.
@@ -167,9 +169,8 @@ class Upload:
             )
         self._done = True
         etag = check_visible(self._bucket, self.key, sent)
-        return StoredObject(
-            self._size, self._sha256.hexdigest(), etag, 1 if self._parts is None else self._parts.number
-        )
+        parts = self._parts.number if self._parts else 1
+        return ExportedFile(self.key, rows, self._size, self._sha256.hexdigest(), etag, parts)
 
     def abort(self, reason: BaseException | None = None) -> bool:
         """Give up: nothing becomes visible, and no part stays. Does nothing once completed or aborted.

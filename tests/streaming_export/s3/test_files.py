@@ -19,8 +19,9 @@ from demo import services
 from streaming_export import InvalidArgument, StoreError
 from streaming_export.cancellation import Stop
 from streaming_export.s3.bucket import Bucket
-from streaming_export.s3.files import ExportedFile, FileWriter, row_ends
+from streaming_export.s3.files import FileWriter, row_ends
 from streaming_export.s3.layout import FileLayout
+from streaming_export.s3.objects import ExportedFile
 from tests.conftest import content, keys, open_uploads
 from tests.streaming_export.store import hook, record, refusal
 

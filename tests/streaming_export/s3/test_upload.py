@@ -19,7 +19,7 @@ from botocore.config import Config
 from botocore.exceptions import EndpointConnectionError, ReadTimeoutError
 
 from demo import services
-from streaming_export import ExportCancelled, StoreError, Superseded, VerificationError
+from streaming_export import ExportCancelled, ExportedFile, StoreError, Superseded, VerificationError
 from streaming_export.cancellation import Stop, Stopped, cancelled
 from streaming_export.s3 import bucket as bucket_module
 from streaming_export.s3 import parts, upload
@@ -32,7 +32,7 @@ from streaming_export.s3.parts import (
     grown_part_bytes,
     part_bytes_for,
 )
-from streaming_export.s3.upload import StoredObject, Upload
+from streaming_export.s3.upload import Upload
 from tests.conftest import content, keys, open_uploads
 from tests.streaming_export.store import answer, hook, part_number, record, refusal
 from tests.streaming_export.waiting import PATIENCE, Running
@@ -102,7 +102,7 @@ def uploading(client: Any, bucket: str, stop: Stop | None = None, export_id: str
     return Upload(Bucket(client, bucket, extra_args, patience), "a.csv", export_id=export_id, stop=stop or Stop())
 
 
-def send(client: Any, bucket: str, *chunks: bytes, **arguments: Any) -> StoredObject:
+def send(client: Any, bucket: str, *chunks: bytes, **arguments: Any) -> ExportedFile:
     """Upload chunks to a.csv, as an export does: what stops it is raised."""
     stop = Stop()
     try:
@@ -177,7 +177,7 @@ def test_writes_of_any_size(client: Any, bucket: str, chunk: int) -> None:
     stored = send(client, bucket, *(DATA[at : at + chunk] for at in range(0, len(DATA), chunk)))
     head = client.head_object(Bucket=bucket, Key="a.csv")
     assert content(client, bucket, "a.csv") == DATA
-    assert stored.size == head["ContentLength"] == len(DATA)
+    assert stored.bytes == head["ContentLength"] == len(DATA)
     assert stored.sha256 == hashlib.sha256(DATA).hexdigest()
     assert stored.etag == head["ETag"].strip('"')
     assert stored.parts == 3
@@ -185,7 +185,7 @@ def test_writes_of_any_size(client: Any, bucket: str, chunk: int) -> None:
 
 def test_writes_of_nothing_change_nothing(client: Any, bucket: str) -> None:
     """An empty write adds nothing."""
-    assert send(client, bucket, b"", b"a", b"", b"b", b"").size == 2
+    assert send(client, bucket, b"", b"a", b"", b"b", b"").bytes == 2
     assert content(client, bucket, "a.csv") == b"ab"
 
 
@@ -431,7 +431,7 @@ def test_a_lost_answer(
     if there_before:
         send(client, bucket, b"before", export_id="another")
     lose_answer(client, operation, always)
-    assert send(client, bucket, data).size == len(data)
+    assert send(client, bucket, data).bytes == len(data)
     assert content(client, bucket, "a.csv") == data
 
 
@@ -468,7 +468,7 @@ def test_a_lost_answer_of_a_store_that_keeps_no_metadata(
     client.meta.events.register("after-call.s3.HeadObject", forget)
     lose_answer(client, operation)
     if checksum:
-        assert send(client, bucket, data).size == len(data)
+        assert send(client, bucket, data).bytes == len(data)
     else:
         with pytest.raises(StoreError, match="may or may not be visible"):
             send(client, bucket, data)
