@@ -25,7 +25,6 @@ class Listed:
     :param key: of the manifest.
     :param url: of the manifest.
     :param etag: without quotes.
-    :param size: in bytes.
     :param modified: when it was written.
     :param series: the series of its export.
     :param day: the last date in its key, if there is one.
@@ -34,7 +33,6 @@ class Listed:
     key: str
     url: str
     etag: str
-    size: int
     modified: datetime
     series: str
     day: date | None
@@ -48,7 +46,7 @@ def listed(item: ObjectInfo, url: str) -> Listed | None:
     key = item.key
     if not key.endswith(_SUFFIX):
         return None
-    return Listed(key, url, item.etag, item.size, item.modified, series_of(key), day_of(key))
+    return Listed(key, url, item.etag, item.modified, series_of(key), day_of(key))
 
 
 def series_of(key: str) -> str:
