@@ -240,11 +240,11 @@ class _Published:
 
     def __init__(self, bucket: Bucket, plan: Plan) -> None:
         self._cancellation = Cancellation()
-        self._bucket, self._plan = bucket, plan
+        self._bucket, self._plan = bucket.within(self._cancellation.stop), plan
         self.cancel = self._cancellation.cancel
 
     def run(self) -> ExportResult:
-        return self._cancellation.run(lambda: pieces.publish(self._bucket, self._plan, stop=self._cancellation.stop))
+        return self._cancellation.run(lambda: pieces.publish(self._bucket, self._plan))
 
 
 def _states(ti: Any, task_id: str) -> set[str]:

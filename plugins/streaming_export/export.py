@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from streaming_export import manifest
-from streaming_export.cancellation import Cancellation, Stopped
+from streaming_export.cancellation import Cancellation, Stop, Stopped
 from streaming_export.errors import DatabaseError, EmptyResult, ExportCancelled, ExportError, InvalidArgument
 from streaming_export.options import Options
 from streaming_export.postgres.query import Source
@@ -76,7 +76,6 @@ class Export:
         self._layout(b"").key(key, 1)  # refuses an extension that contradicts the compression
         self._options.projection(mask_key).settings()  # refuses a missing or short mask key
         self._engine = engine
-        self._bucket = bucket
         self._key = key
         self._parameters = dict(parameters or {})
         self._window = window
@@ -84,6 +83,7 @@ class Export:
         self._application_name = application_name
         self._cancellation = Cancellation()
         self._stop = self._cancellation.stop
+        self._bucket = bucket.within(self._stop)
         self._csv = open_csv(
             query,
             self._parameters,
@@ -139,15 +139,16 @@ class Export:
                 with self._reading() as csv:
                     log.info("Exporting from %s to %s.", csv.snapshot.server(), self._bucket.url(self._key))
                     csv.begin()
-                    before = manifest.current(self._bucket, path, stop=self._stop)
+                    before = manifest.current(self._bucket, path)
                     files = uploads.enter_context(self._writer(csv, export_id))
                     written = self._transfer(csv, files)
             with self._failures(files):
                 exported = files.complete() if written else []
         if exported and not self._is_piece:
             document = self._manifest(export_id, csv, exported, waited, started_at)
-            with self._failures(files):  # without `stop`: visible files get their manifest
-                manifest.publish(self._bucket, path, document, before=before, export_id=export_id, files=exported)
+            unstopped = self._bucket.within(Stop())  # visible files get their manifest
+            with self._failures(files):
+                manifest.publish(unstopped, path, document, before=before, export_id=export_id, files=exported)
         return self._result(csv, exported, time.monotonic() - started)
 
     def _look(self) -> Preview:
@@ -221,7 +222,6 @@ class Export:
             self._bucket,
             self._key,
             self._layout(csv.query.header),
-            stop=self._stop,
             export_id=export_id,
             estimated_bytes=csv.plan.bytes,
             overwrite=self._options.overwrite,

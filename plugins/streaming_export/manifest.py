@@ -18,7 +18,6 @@ from typing import Any
 import boto3
 import psycopg2
 
-from streaming_export.cancellation import Stop
 from streaming_export.errors import ManifestError, ManifestMissing, StoreError, Superseded, VerificationError
 from streaming_export.manifest_reader import VERSION, Manifest, is_identifier, parse, read
 from streaming_export.s3.bucket import Bucket, check_key
@@ -168,17 +167,16 @@ def published_by(bucket: Bucket, key: str) -> str | None:
         return None
 
 
-def current(bucket: Bucket, key: str, *, stop: Stop | None = None) -> str | None:
+def current(bucket: Bucket, key: str) -> str | None:
     """The ETag of the manifest at `key`, without quotes; None if there is none.
 
     Read it before the uploads of a new export are opened. If the object there is no manifest, this logs a warning.
 
     :param key: of the manifest.
-    :param stop: of the export.
     :raises StoreError: if the store failed.
     :raises Stopped: if the export is stopped.
     """
-    found = bucket.within(stop or Stop()).read(key)
+    found = bucket.read(key)
     if found is None:
         return None
     try:
@@ -196,7 +194,6 @@ def publish(
     before: str | None,
     export_id: str,
     files: Sequence[ExportedFile],
-    stop: Stop | None = None,
 ) -> None:
     """Write the manifest of an export whose objects are complete.
 
@@ -211,7 +208,7 @@ def publish(
     :raises StoreError: if the store failed.
     :raises Stopped: if the export is stopped.
     """
-    bucket, body, replaces = bucket.within(stop or Stop()), _encode(document), before
+    body, replaces = _encode(document), before
     for _ in range(_TRIES):
         if bucket.put(key, body, replaces=replaces, export_id=export_id):
             break

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from streaming_export import manifest
-from streaming_export.cancellation import Stop, Stopped
+from streaming_export.cancellation import Stopped
 from streaming_export.errors import ExportError, VerificationError
 from streaming_export.options import Options
 from streaming_export.postgres.reader import KeyRange
@@ -96,16 +96,16 @@ def reported(bucket: Bucket, plan: Plan) -> set[int]:
     return {number for number in range(len(plan.ranges)) if plan.report_key(number) in found}
 
 
-def publish(bucket: Bucket, plan: Plan, *, stop: Stop | None = None) -> ExportResult:
+def publish(bucket: Bucket, plan: Plan) -> ExportResult:
     """Write the manifest of all pieces, after the holder has seen all reports while it held the snapshot.
 
     :raises VerificationError: if a piece is missing, or the number of rows is not the database's count.
     :raises StoreError: if the store failed.
-    :raises ExportCancelled: if `stop` is set by a cancellation.
+    :raises ExportCancelled: if the bucket's `stop` is set by a cancellation.
     """
     key = manifest.manifest_key(plan.key)
     try:
-        before = manifest.current(bucket, key, stop=stop)
+        before = manifest.current(bucket, key)
         files = [file for number in range(len(plan.ranges)) for file in _files(bucket, plan, number)]
         rows = sum(file.rows for file in files)
         if rows != plan.rows:
@@ -114,9 +114,9 @@ def publish(bucket: Bucket, plan: Plan, *, stop: Stop | None = None) -> ExportRe
                 f"The unique key must be unique and never NULL. Correct it, and export {bucket.url(plan.key)} again.",
             )
         document = {**plan.document, **manifest.of_files(bucket.name, files)}
-        manifest.publish(bucket, key, document, before=before, export_id=plan.token, files=files, stop=stop)
+        manifest.publish(bucket, key, document, before=before, export_id=plan.token, files=files)
     except (Stopped, ExportError) as exc:
-        first = (stop and stop.reason) or exc
+        first = bucket.stop.reason or exc
         if isinstance(first, ExportError):
             first.during("No manifest was written. What was published before stays.")
         raise first from None

@@ -43,16 +43,17 @@ def document(bucket: Bucket, files: Sequence[ExportedFile], **changes: Any) -> d
 def publish(bucket: Bucket, rows: Sequence[bytes], key: str = KEY, max_rows: int | None = None) -> dict[str, Any]:
     """Export rows to a key; returns the manifest."""
     stop, export_id = Stop(), uuid.uuid4().hex
+    bucket = bucket.within(stop)
     place = manifest.manifest_key(key)
     try:
-        before = manifest.current(bucket, place, stop=stop)
+        before = manifest.current(bucket, place)
         layout = FileLayout(b"id\n", max_rows=max_rows)
-        with FileWriter(bucket, key, layout, stop=stop, export_id=export_id) as writer:
+        with FileWriter(bucket, key, layout, export_id=export_id) as writer:
             for row in rows:
                 writer.write(row, 1)
             files = writer.complete()
         written = document(bucket, files, export_id=export_id)
-        manifest.publish(bucket, place, written, before=before, export_id=export_id, files=files, stop=stop)
+        manifest.publish(bucket, place, written, before=before, export_id=export_id, files=files)
     except Stopped:
         assert stop.reason is not None
         raise stop.reason from None

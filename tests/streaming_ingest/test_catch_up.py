@@ -15,7 +15,6 @@ import sqlalchemy as sa
 
 from demo import services
 from streaming_export import Bucket, StoreError, manifest
-from streaming_export.cancellation import Stop
 from streaming_export.s3.files import FileLayout, FileWriter
 from streaming_ingest import IngestResult, NotAllLoaded, catch_up
 from tests.streaming_export.publishing import document
@@ -61,7 +60,7 @@ class Shop:
         rows = dict.fromkeys(ids, f"of hour {hour}")
         export_id, place = uuid.uuid4().hex, manifest.manifest_key(key)
         before = manifest.current(self.bucket, place)
-        with FileWriter(self.bucket, key, FileLayout(b"id,v\n"), stop=Stop(), export_id=export_id) as writer:
+        with FileWriter(self.bucket, key, FileLayout(b"id,v\n"), export_id=export_id) as writer:
             writer.write("".join(f"{id},{text}\n" for id, text in rows.items()).encode(), len(rows))
             files = writer.complete()
         snapshot = {"wal_position": None, "standby": False, "server_version": "18.0"}

@@ -7,7 +7,6 @@ from bisect import bisect_right
 from types import TracebackType
 from typing import Any
 
-from streaming_export.cancellation import Stop
 from streaming_export.errors import StoreError
 from streaming_export.s3.bucket import Bucket
 from streaming_export.s3.layout import FileLayout
@@ -51,7 +50,7 @@ class _File:
 class FileWriter:
     """Writes the files of an export; a context manager that aborts what was not completed.
 
-    No file is visible before `complete`. Only one thread may use it; it gets `Stopped` once `stop` is set.
+    No file is visible before `complete`. Only one thread may use it; it gets `Stopped` once the bucket's `stop` is set.
 
     :param key: key of the export.
     :param export_id: id of the export, for the metadata of each object.
@@ -65,7 +64,6 @@ class FileWriter:
         key: str,
         layout: FileLayout,
         *,
-        stop: Stop,
         export_id: str,
         estimated_bytes: int = 0,
         overwrite: bool = True,
@@ -73,7 +71,6 @@ class FileWriter:
         self._bucket = bucket
         self._key = key
         self._layout = layout
-        self._stop = stop
         self._export_id = export_id
         self._overwrite = overwrite
         self._part_bytes = part_bytes_for(min(estimated_bytes, layout.max_bytes or estimated_bytes))
@@ -151,7 +148,6 @@ class FileWriter:
             self._bucket,
             key,
             export_id=self._export_id,
-            stop=self._stop,
             headers=self._layout.headers(key),
             part_bytes=self._part_bytes,
             overwrite=self._overwrite,

@@ -10,7 +10,7 @@ from typing import Any
 
 from isal import isal_zlib
 
-from streaming_export.cancellation import Stop, Stopped
+from streaming_export.cancellation import Stopped
 from streaming_export.errors import StoreError, VerificationError
 from streaming_export.s3.bucket import Bucket
 from streaming_export.s3.conditional import base64_crc32
@@ -50,14 +50,14 @@ def grown_part_bytes(number: int, first: int) -> int:
 class Parts:
     """Sends the parts of one multipart upload, several at a time, each in its own thread.
 
-    :param stop: of the export. A part that can't be sent sets it; waiting for parts then raises `Stopped`.
+    A part that can't be sent sets the bucket's `stop`; waiting for parts then raises `Stopped`.
     """
 
-    def __init__(self, bucket: Bucket, key: str, upload_id: str, stop: Stop) -> None:
+    def __init__(self, bucket: Bucket, key: str, upload_id: str) -> None:
         self.upload_id = upload_id
         self._bucket = bucket
         self._key = key
-        self._stop = stop
+        self._stop = bucket.stop
         # Over HTTP, botocore joins a body of type bytes with the headers, which copies it: so send a bytearray. Over
         # TLS it sends the checksum after the body, and copies a body that is not bytes.
         self._tls = bucket.client.meta.endpoint_url.startswith("https")

@@ -30,8 +30,8 @@ class Upload:
     supersedes them. The object is replaced only if it is still the one that `open` saw. The store gets a CRC32 of each
     part and of the whole object, and refuses what differs (Amazon S3 User Guide, "Checking object integrity").
 
+    :param bucket: with the export's `stop`: a part that can't be sent sets it; waiting for parts then raises `Stopped`.
     :param export_id: id of the export, for the object's metadata.
-    :param stop: of the export. A part that can't be sent sets it; waiting for parts then raises `Stopped`.
     :param headers: HTTP headers of the object, by boto3's names; the bucket's extra arguments take precedence.
     :param part_bytes: size of all parts except the last.
     :param overwrite: False: do not replace an existing object.
@@ -43,32 +43,27 @@ class Upload:
         key: str,
         *,
         export_id: str,
-        stop: Stop,
         headers: Mapping[str, Any] | None = None,
         part_bytes: int = MIN_PART_BYTES,
         overwrite: bool = True,
     ) -> None:
         self._overwrite = overwrite
-        self._bucket = bucket.within(stop)
+        self._bucket = bucket
         self.key = key
         self.url = bucket.url(key)
         self._export_id = export_id
-        self._stop = stop
+        self._stop = bucket.stop
         self._headers = {name: value for name, value in (headers or {}).items() if name not in bucket.extra_args}
         self._first_bytes = part_bytes
         self._part = bytearray(part_bytes)
         self._filled = 0
         self._parts: Parts | None = None
         self._replaces: str | None = ANYTHING if overwrite else None
-        self._size = 0
+        #: Bytes written so far.
+        self.size = 0
         self._sha256 = hashlib.sha256()
         self._crc32 = 0
-        self._done = self._finished = self._committed = False
-
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self._size
+        self._done = self._finished = False
 
     def open(self) -> Upload:
         """Look at the existing object. The caller must call `complete` or `abort`.
@@ -107,11 +102,11 @@ class Upload:
         :raises StoreError: if the upload can't be started, or the object would be larger than S3 allows.
         :raises Stopped: if the export is stopped, for instance because a part could not be sent.
         """
-        if self._size + len(data) > MAX_OBJECT_BYTES:
+        if self.size + len(data) > MAX_OBJECT_BYTES:
             raise self._too_large("S3 allows 5 TiB")
         self._sha256.update(data)
         self._crc32 = isal_zlib.crc32(data, self._crc32)
-        self._size += len(data)
+        self.size += len(data)
         rest = memoryview(data)
         while rest:
             taken = rest[: len(self._part) - self._filled]
@@ -144,7 +139,7 @@ class Upload:
 
     def commit(self) -> None:
         """Ignore `stop` from now on: other files of the export are visible already."""
-        self._committed, self._bucket = True, self._bucket.within(Stop())
+        self._bucket = self._bucket.within(Stop())
 
     def complete(self, rows: int = 0) -> ExportedFile:
         """Make the object visible, in one step, and check it.
@@ -156,9 +151,8 @@ class Upload:
         :raises VerificationError: if the stored object is not what was sent.
         :raises Stopped: if the export is stopped.
         """
-        if not self._committed:
-            self._stop.check()
-        sent = Sent(self._export_id, self._size, base64_crc32(self._crc32))
+        self._bucket.stop.check()
+        sent = Sent(self._export_id, self.size, base64_crc32(self._crc32))
         if not self._publish(sent):
             if not self._overwrite:
                 raise AlreadyExists(self.url, "written while this export ran")
@@ -170,7 +164,7 @@ class Upload:
         self._done = True
         etag = check_visible(self._bucket, self.key, sent)
         parts = self._parts.number if self._parts else 1
-        return ExportedFile(self.key, rows, self._size, self._sha256.hexdigest(), etag, parts)
+        return ExportedFile(self.key, rows, self.size, self._sha256.hexdigest(), etag, parts)
 
     def abort(self, reason: BaseException | None = None) -> bool:
         """Give up: nothing becomes visible, and no part stays. Does nothing once completed or aborted.
@@ -224,7 +218,7 @@ class Upload:
         arguments = {**self._headers, **self._checksum(ChecksumAlgorithm="CRC32")}
         metadata = self._bucket.metadata(self._export_id)
         answer = self._bucket.request("create_multipart_upload", self.key, "starting", Metadata=metadata, **arguments)
-        self._parts = Parts(self._bucket, self.key, answer["UploadId"], self._stop)
+        self._parts = Parts(self._bucket, self.key, answer["UploadId"])
         return self._parts
 
     def _checksum(self, **arguments: str) -> dict[str, str]:
@@ -248,7 +242,7 @@ class Upload:
                 give_up=self.abort,
                 UploadId=self._parts.upload_id,
                 MultipartUpload={"Parts": parts},
-                MpuObjectSize=self._size,
+                MpuObjectSize=self.size,
                 **self._checksum(ChecksumCRC32=sent.crc32),
             )
         except StoreError as exc:

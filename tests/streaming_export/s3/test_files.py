@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from demo import services
 from streaming_export import InvalidArgument, StoreError
-from streaming_export.cancellation import Stop
 from streaming_export.s3.bucket import Bucket
 from streaming_export.s3.files import FileWriter, row_ends
 from streaming_export.s3.layout import FileLayout
@@ -54,7 +53,7 @@ def write(client: Any, bucket: str) -> Callable[..., list[ExportedFile]]:
 
 
 def writer(client: Any, bucket: str, key: str, layout: FileLayout, estimate: int = 0) -> FileWriter:
-    return FileWriter(Bucket(client, bucket), key, layout, stop=Stop(), export_id="e", estimated_bytes=estimate)
+    return FileWriter(Bucket(client, bucket), key, layout, export_id="e", estimated_bytes=estimate)
 
 
 def pieces(data: bytes, size: int) -> Iterator[tuple[bytes, int]]:

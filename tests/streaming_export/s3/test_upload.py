@@ -99,7 +99,8 @@ patience = PATIENCE_SECONDS
 
 def uploading(client: Any, bucket: str, stop: Stop | None = None, export_id: str = OURS, **extra_args: Any) -> Upload:
     """An upload to a.csv."""
-    return Upload(Bucket(client, bucket, extra_args, patience), "a.csv", export_id=export_id, stop=stop or Stop())
+    there = Bucket(client, bucket, extra_args, patience).within(stop or Stop())
+    return Upload(there, "a.csv", export_id=export_id)
 
 
 def send(client: Any, bucket: str, *chunks: bytes, **arguments: Any) -> ExportedFile:
