@@ -20,8 +20,9 @@ ui: .venv/demo.stamp  ## the same services with Airflow's web interface, until C
 scale: .venv/scale.stamp  ## a backfill on Celery workers, one of them killed; WORKERS=4 DAYS=365 for more
 	@$(IN_VENV) -m demo.scale --workers '$(WORKERS)' --days '$(DAYS)'
 
+# Containers set PYTHONDONTWRITEBYTECODE, with which every process and program of the tests would compile all modules.
 test: .venv/test.stamp  ## all tests; ARGS='-k multipart' for some
-	$(IN_VENV) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(IN_VENV) -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak: .venv/test.stamp  ## 20 minutes of random faults; SECONDS=120 for less, SEED=42 to repeat, STEP=7 for one fault
 	@PYTHONPATH=plugins $(IN_VENV) -m tests.faults.soak $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(STEP),--step $(STEP))

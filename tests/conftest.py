@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import sqlite3
 import uuid
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
+from xdist.scheduler import LoadFileScheduling
 
 from demo import services
+from demo.locked import locked
 
 services.isolate_environment()
 
@@ -24,20 +27,48 @@ services.isolate_environment()
 botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 
 
-# Few tests in each, that take long: given out last, they would have the other processes wait for them.
-_FIRST = {
-    "test_canaries.py",
-    "test_another_table.py",
-    "test_wheel.py",
-    "test_docs.py",
-    "test_dags.py",
-    "test_browser.py",
-}
+# What one process runs, one after the other, because it shares what takes long to start: files, or folders of them.
+# Those that take longest come first: given out last, they would have the other processes wait for them.
+_TOGETHER = (
+    ("tests/exports_page/",),  # a served Airflow
+    ("tests/dags/", "tests/test_docs.py"),  # what `dag.test` imports
+    ("tests/streaming_export/test_stores.py",),
+    ("tests/faults/",),
+    ("tests/postgres_to_s3/",),  # what the operator imports
+    ("tests/orders/test_another_table.py",),
+    ("tests/test_wheel.py",),
+    ("tests/test_canaries.py",),
+    ("tests/streaming_export/test_faults.py",),
+    ("tests/streaming_export/test_memory.py",),
+    ("tests/streaming_ingest/test_ingest.py",),
+    ("tests/streaming_export/s3/test_upload.py",),
+    ("tests/test_stand_ins.py",),
+    ("tests/test_embedded_s3.py",),
+)
+
+
+def _group(nodeid: str) -> int:
+    """Which of them a test belongs to; their number, if to none."""
+    found = (number for number, paths in enumerate(_TOGETHER) if nodeid.startswith(paths))
+    return next(found, len(_TOGETHER))
+
+
+class _Scheduling(LoadFileScheduling):
+    """Gives a process a file or, of those above, all files that belong together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        group = _group(nodeid)
+        return super()._split_scope(nodeid) if group == len(_TOGETHER) else _TOGETHER[group][0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Scheduling:
+    """Have this decide which process runs what."""
+    return _Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take long."""
-    items.sort(key=lambda item: item.path.name not in _FIRST)
+    items.sort(key=lambda item: _group(item.nodeid))
 
 
 @pytest.fixture(scope="session")
@@ -80,14 +111,21 @@ def airflow_home(folder: Path, database: str, endpoint: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def airflow_database(airflow_home: Path) -> Path:
-    """Airflow's own database, for what runs DAGs; returns a copy as it is now, for an Airflow of its own."""
-    from airflow.utils import db
+def airflow_database(airflow_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Airflow's own database, for what runs DAGs; returns a copy as it was at first, for an Airflow of its own."""
+    folder = tmp_path_factory.getbasetemp()
+    run = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    new = run / "airflow" / "new.db"  # of all processes of this run
+    made = airflow_home / "airflow.db"
+    with locked(new.with_name("lock"), seconds=120):
+        if not new.exists():
+            from airflow.utils import db
 
-    db.initdb()
-    new = airflow_home / "new.db"
-    with sqlite3.connect(airflow_home / "airflow.db") as made, sqlite3.connect(new) as copy:
-        made.backup(copy)
+            db.initdb()
+            with sqlite3.connect(made) as source, sqlite3.connect(new) as copy:
+                source.backup(copy)
+    if not made.exists():
+        shutil.copy(new, made)
     return new
 
 

@@ -11,6 +11,7 @@ import base64
 import gzip
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -131,9 +132,6 @@ with DAG("canaries", schedule=None, render_template_as_native_obj=True) as dag:
     )
 
 if __name__ == "__main__":
-    from airflow.utils import db
-
-    db.initdb()
     dag.test()
 """
 
@@ -241,12 +239,13 @@ def _forms(canary: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def run(
-    tmp_path_factory: pytest.TempPathFactory, airflow_home: Path, database: str, moto_endpoint: str
+    tmp_path_factory: pytest.TempPathFactory, airflow_database: Path, database: str, moto_endpoint: str
 ) -> Iterator[Run]:
     """The run, over; moto takes a secret key that is a canary."""
     services.create_bucket(moto_endpoint)
     folder = tmp_path_factory.mktemp("canaries")
     (folder / "airflow").mkdir()
+    shutil.copy(airflow_database, folder / "airflow" / "airflow.db")
     with services.postgres(folder / "postgres", TALKATIVE) as people:
         make_exporter(people)
         with psycopg.connect(people, autocommit=True) as connection:

@@ -239,7 +239,8 @@ def test_a_connection_that_cannot_be_opened(world: World, number: int) -> None:
     sa.event.listen(world.engine, "do_connect", refuse)
     with pytest.raises(DatabaseError, match="too many connections"):
         world.export(world.wide(), **WAYS["batches"])
-    assert len(opened) == max(2, number)  # the first two connect at the same time
+    expected = max(2, number)  # the first two connect at the same time
+    assert len(opened) in (expected, expected + 1)  # one more cancels what runs
     sa.event.remove(world.engine, "do_connect", refuse)
     world.assert_nothing_left()
 
