@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -162,11 +163,18 @@ def bucket(client: Any) -> str:
 @pytest.fixture
 def schema(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A new schema, first on the search path of new connections, gone after the test; its tables can be exported."""
+    with new_schema(engine) as name:
+        monkeypatch.setenv("PGOPTIONS", f"-c search_path={name}")  # libpq's, of this process and its children alone
+        yield name
+
+
+@contextmanager
+def new_schema(engine: sa.Engine) -> Iterator[str]:
+    """A new schema, gone after the block; its tables can be exported."""
     name = f"test_{uuid.uuid4().hex}"
     with engine.begin() as connection:
         connection.exec_driver_sql(f"CREATE SCHEMA {name}")
         let_export(connection, name)
-    monkeypatch.setenv("PGOPTIONS", f"-c search_path={name}")  # libpq's, of this process and its children alone
     yield name
     with engine.begin() as connection:
         connection.exec_driver_sql("SET lock_timeout = '60s'")  # whoever still reads it must not hang the run

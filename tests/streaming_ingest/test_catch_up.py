@@ -132,19 +132,19 @@ class Airflow:
         return taken
 
 
-def test_sixty_events_in_any_order(
+def test_forty_events_in_any_order(
     shop: Shop,
     run: Callable[..., list[IngestResult]],
     table: Callable[[], dict[int, str]],
     while_loading: Callable[[Callable[[], object]], None],
 ) -> None:
-    """Sixty exports, of days and of all rows, come at any time and in any order of their snapshots.
+    """Forty exports, of days and of all rows, come at any time and in any order of their snapshots.
 
     After each run the table equals what is published, although Airflow loses most of the events.
     """
     chance, airflow = random.Random(1), Airflow()
-    events = [(shop.day, day) for day in range(54)] + [(shop.night, 9 * week) for week in range(6)]
-    hours = chance.sample(range(60), 60)
+    events = [(shop.day, day) for day in range(36)] + [(shop.night, 9 * week) for week in range(4)]
+    hours = chance.sample(range(40), 40)
     chance.shuffle(events)
 
     def publish() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,8 +11,7 @@ import sqlalchemy as sa
 from streaming_export import open_csv
 from streaming_export.postgres import counting, reader
 from streaming_export.postgres.counting import KeyFaults
-from tests.conftest import content
-from tests.streaming_export.conftest import Execute
+from tests.conftest import content, new_schema
 from tests.streaming_export.exporting import export, take_options
 from tests.streaming_export.postgres.statements import another, watched
 
@@ -69,10 +69,19 @@ BY_COUNT = {
 }
 
 
+@pytest.fixture(scope="module")
+def made(engine: sa.Engine) -> Iterator[str]:
+    """A schema of tables with and without keys."""
+    with new_schema(engine) as name:
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"SET LOCAL search_path = {name}; {TABLES}")
+        yield name
+
+
 @pytest.fixture
-def tables(execute: Execute) -> None:
-    """Tables with and without keys."""
-    execute(TABLES)
+def tables(made: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables with and without keys, which no test changes."""
+    monkeypatch.setenv("PGOPTIONS", f"-c search_path={made}")
 
 
 def look(exporter: sa.Engine, query: str, **options: Any) -> tuple[KeyFaults | None, list[str]]:
