@@ -71,6 +71,8 @@ TALKATIVE = {
 }
 
 DAG_FILE = """
+import gc
+gc.set_threshold(50_000)  # as in tests/conftest.py
 from airflow.sdk import DAG, Asset
 from postgres_to_s3 import PostgresToS3Operator
 

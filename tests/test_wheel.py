@@ -38,8 +38,10 @@ with DAG("installed", schedule=None):
 
 # Lists the plugins by Airflow's command, runs the DAG, looks at the page: to import Airflow once takes long enough.
 RUN = """
+import gc
 import importlib.util
 import os
+gc.set_threshold(50_000)  # as in tests/conftest.py
 from airflow.api_fastapi.app import create_app
 from airflow.cli.cli_parser import get_parser
 from airflow.dag_processing.dagbag import DagBag
