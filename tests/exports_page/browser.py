@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 PACKAGE = "chromium"  # Debian's
 MISSING = f"There is no Chromium here. Install Debian's package {PACKAGE}: apt-get install {PACKAGE}"
 
+SIZE: Any = {"width": 1440, "height": 1000}  # of a window
+
 # It asks nobody for anything, and needs no graphics card.
 _ARGUMENTS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 _ARGUMENTS += ["--disable-component-update", "--disable-sync"]
@@ -50,6 +52,6 @@ def context_of(running: Browser, airflow: Airflow, user: str, **options: Any) ->
 
     :param options: of Playwright's `new_context`.
     """
-    context = running.new_context(**{"viewport": {"width": 1440, "height": 1000}, "locale": "en-GB", **options})
+    context = running.new_context(**{"viewport": SIZE, "locale": "en-GB", **options})
     context.add_cookies([{"name": "_token", "value": airflow.token(user), "url": airflow.url}])
     return context

@@ -52,7 +52,7 @@ def running() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def window(running: Browser, airflow: Airflow) -> Open:
+def window(running: Browser, airflow: Airflow) -> Iterator[Open]:
     """Gives the window of a user, who goes from one page to the other in it."""
     relist()
 
@@ -61,7 +61,9 @@ def window(running: Browser, airflow: Airflow) -> Open:
             WINDOWS[user] = chromium.context_of(running, airflow, user).new_page()
         return WINDOWS[user]
 
-    return window_of
+    yield window_of
+    for page in WINDOWS.values():
+        page.set_viewport_size(chromium.SIZE)
 
 
 def show(page: Page, airflow: Airflow, path: str = "plugin/exports", load: bool = False) -> None:
@@ -142,28 +144,26 @@ def test_charts_and_pages_by_keyboard(window: Open, airflow: Airflow, keys: list
 
 
 @pytest.mark.parametrize("width", [1440, 390])
-def test_what_a_screen_reader_is_given(running: Browser, airflow: Airflow, keys: list[str], width: int) -> None:
+def test_what_a_screen_reader_is_given(window: Open, airflow: Airflow, keys: list[str], width: int) -> None:
     """Chromium's accessibility tree: a table, bars that say day and figure, exact times, a name for each control."""
-    options: Any = {"viewport": {"width": width, "height": 844}}
-    with chromium.context_of(running, airflow, "viewer", **options) as context, context.new_page() as page:
-        show(page, airflow)
-        page.locator("button.file").first.click()
-        page.wait_for_selector("pre")
-        found = given(page)
-        names = {role: [name for its, name in found if its == role] for role in {role for role, _ in found}}
-        assert any(name.startswith("28 exports of orders/") for name in names["table"])
-        assert len(names["row"]) > 20
-        assert len(names["cell"]) > 100
-        assert {"Rows", "SHA-256"} <= set(names["columnheader"])
-        newest = f"{keys[-1][-12:-8]}-{keys[-1][-8:-6]}-{keys[-1][-6:-4]}"
-        bars = [name for name in names["button"] if name.startswith(f"{newest}: ")]
-        assert [name[-2:] for name in bars[1:]] == ["MB", " s"]
-        assert [name.split(" of ")[0] for name in names["group"] if "exports from" in name] == ["Rows", "Size", "Time"]
-        assert f", {newest} 02:00:" in " ".join(names["StaticText"])
-        assert {"combobox", "tablist", "tab", "tabpanel", "status", "heading"} <= names.keys()
-        assert all(
-            name for role in ("button", "link", "combobox", "tab", "tabpanel", "heading") for name in names[role]
-        )
+    page = window("viewer")
+    page.set_viewport_size({"width": width, "height": 844})
+    show(page, airflow)
+    page.locator("button.file").first.click()
+    page.wait_for_selector("pre")
+    found = given(page)
+    names = {role: [name for its, name in found if its == role] for role in {role for role, _ in found}}
+    assert any(name.startswith("28 exports of orders/") for name in names["table"])
+    assert len(names["row"]) > 20
+    assert len(names["cell"]) > 100
+    assert {"Rows", "SHA-256"} <= set(names["columnheader"])
+    newest = f"{keys[-1][-12:-8]}-{keys[-1][-8:-6]}-{keys[-1][-6:-4]}"
+    bars = [name for name in names["button"] if name.startswith(f"{newest}: ")]
+    assert [name[-2:] for name in bars[1:]] == ["MB", " s"]
+    assert [name.split(" of ")[0] for name in names["group"] if "exports from" in name] == ["Rows", "Size", "Time"]
+    assert f", {newest} 02:00:" in " ".join(names["StaticText"])
+    assert {"combobox", "tablist", "tab", "tabpanel", "status", "heading"} <= names.keys()
+    assert all(name for role in ("button", "link", "combobox", "tab", "tabpanel", "heading") for name in names[role])
 
 
 def given(page: Page) -> list[tuple[str, str]]:
@@ -184,18 +184,19 @@ def test_the_operators_link_leads_to_the_entry(window: Open, airflow: Airflow, s
     assert keys[2].rsplit("/", 1)[1] in page.locator("button.file[aria-expanded=true]").inner_text()
 
 
-def test_dark_and_phone(window: Open, running: Browser, airflow: Airflow, keys: list[str]) -> None:
+def test_dark_and_phone(window: Open, airflow: Airflow, keys: list[str]) -> None:
     """It is dark where Airflow is; on 390 pixels nothing is wider than the screen."""
-    options: Any = {"color_scheme": "dark", "viewport": {"width": 390, "height": 844}}
-    with chromium.context_of(running, airflow, "viewer", **options) as context, context.new_page() as page:
-        page.add_init_script("localStorage.setItem('theme', 'dark')")
-        show(page, airflow)
-        page.locator("button.file").first.click()
-        page.wait_for_selector("pre")
-        ground, text = page.locator(".page").evaluate(BRIGHTNESS)
-        assert ground < 200 < 550 < text
-        too_wide = page.locator(".page").evaluate("it => it.scrollWidth > it.clientWidth")
-        assert not too_wide
+    page = window("admin")  # which stays dark
+    page.emulate_media(color_scheme="dark")
+    page.add_init_script("localStorage.setItem('theme', 'dark')")
+    page.set_viewport_size({"width": 390, "height": 844})
+    show(page, airflow, load=True)
+    page.locator("button.file").first.click()
+    page.wait_for_selector("pre")
+    ground, text = page.locator(".page").evaluate(BRIGHTNESS)
+    assert ground < 200 < 550 < text
+    too_wide = page.locator(".page").evaluate("it => it.scrollWidth > it.clientWidth")
+    assert not too_wide
 
 
 def test_the_tab_of_a_dag(window: Open, airflow: Airflow, keys: list[str]) -> None:

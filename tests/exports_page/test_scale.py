@@ -16,7 +16,7 @@ from tests.conftest import content
 from tests.exports_page.server import Airflow, relist
 from tests.streaming_export.store import record
 
-EXPORTS = 2_500
+EXPORTS = 2_100
 
 
 def test_thousands_of_exports(
