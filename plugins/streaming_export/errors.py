@@ -134,7 +134,15 @@ class VerificationError(ExportError):
 
 
 class Superseded(VerificationError):
-    """Another export to the same key replaced this one's files."""
+    """Another export to the same key replaced this one's files.
+
+    :param failed: what was replaced, and when.
+    """
+
+    transient = True
+
+    def __init__(self, failed: str) -> None:
+        super().__init__(failed, "Check whether two runs write to this key; a retry replaces it.")
 
 
 class ExportCancelled(ExportError):

@@ -273,11 +273,7 @@ def _check_objects(bucket: Bucket, export_id: str, files: Sequence[ExportedFile]
 
 
 def _superseded(url: str) -> Superseded:
-    return Superseded(
-        f"Another export replaced {url} while this one was being published; its files stay.",
-        "Check whether two runs write to this key; a retry replaces them.",
-        transient=True,
-    )
+    return Superseded(f"Another export replaced {url} while this one was being published; its files stay.")
 
 
 def _encode(document: Mapping[str, Any]) -> bytes:

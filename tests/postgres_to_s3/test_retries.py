@@ -27,7 +27,6 @@ from streaming_export import (
     LoginRefused,
     ObjectChanged,
     StoreError,
-    Superseded,
 )
 from streaming_export.postgres.errors import TRANSIENT as TRANSIENT_SQLSTATES
 from streaming_export.postgres.errors import database_error
@@ -377,7 +376,7 @@ def example(code: str) -> BaseException:
         return streaming_export.AlreadyExists("x", "x")
     own = getattr(streaming_export, code, None) or getattr(exceptions, code, None)
     if own:
-        return own("x", transient=True) if own is Superseded else own("x")
+        return own("x")
     boto = getattr(botocore.exceptions, code, None)
     if boto is None:
         return store_error("sending a part", botocore.exceptions.ClientError({"Error": {"Code": code}}, "UploadPart"))

@@ -120,11 +120,7 @@ def check_visible(bucket: Bucket, key: str, sent: Sent) -> str:
             f"{url} was complete but is gone.", "Find out who removes objects there, and export again."
         )
     if found.export_id not in (None, sent.export_id):
-        raise Superseded(
-            f"Another export replaced {url} as soon as it was complete.",
-            "Check whether two runs write to this key; a retry replaces it.",
-            transient=True,
-        )
+        raise Superseded(f"Another export replaced {url} as soon as it was complete.")
     differences = [f"{found.size:,} bytes instead of {sent.size:,}"] if found.size != sent.size else []
     if found.crc32 not in (None, sent.crc32):
         differences.append(f"CRC32 {found.crc32} instead of {sent.crc32}")

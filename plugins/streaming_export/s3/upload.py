@@ -156,11 +156,7 @@ class Upload:
         if not self._publish(sent):
             if not self._overwrite:
                 raise AlreadyExists(self.url, "written while this export ran")
-            raise Superseded(
-                f"Another writer replaced {self.url} while this export ran; its object stays.",
-                "Check whether two runs write to this key; a retry replaces it.",
-                transient=True,
-            )
+            raise Superseded(f"Another writer replaced {self.url} while this export ran; its object stays.")
         self._done = True
         etag = check_visible(self._bucket, self.key, sent)
         parts = self._parts.number if self._parts else 1
