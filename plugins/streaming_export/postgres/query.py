@@ -56,15 +56,15 @@ class Query:
         alone = len(self.columns) == 1
         return (",".join(csv_field(column.name, alone) for column in self.columns) + "\n").encode()
 
-    def select(self, where: str = "") -> str:
-        """The SELECT of the file's text, with an optional WHERE clause (see `key_range`)."""
+    def select(self) -> str:
+        """The SELECT of the file's text."""
         fields = ", ".join(f"{column.expression} AS {quoted(column.name)}" for column in self.columns)
         order = f" ORDER BY {self.key.column}" if self.key else ""
-        return f"SELECT {fields} FROM {self._source}{where}{order}"
+        return f"SELECT {fields} FROM {self._source}{order}"
 
-    def copy(self, where: str = "") -> str:
+    def copy(self) -> str:
         """The COPY statement that makes the server write the same rows as CSV."""
-        return f"COPY ({self.select(where)}) TO STDOUT (FORMAT csv)"
+        return f"COPY ({self.select()}) TO STDOUT (FORMAT csv)"
 
     def count(self) -> str:
         """The statement that counts the query's rows."""
@@ -92,8 +92,8 @@ class Query:
         """The statement that gives the key of every row, in order; NULL comes last."""
         return f"SELECT {self._key.column} FROM {self._source} ORDER BY {self._key.column}"
 
-    def key_range(self, after: str | None, upto: str | None, literal: Callable[[str], str]) -> str:
-        """The WHERE clause of the keys in (after, upto].
+    def within(self, after: str | None, upto: str | None, literal: Callable[[str], str]) -> Query:
+        """The query restricted to the keys in (after, upto].
 
         :param after: text of a key; None for no bound.
         :param upto: likewise.
@@ -101,12 +101,7 @@ class Query:
         """
         bounds = ((">", after), ("<=", upto))
         terms = [f"{self._key.column} {operator} {literal(bound)}" for operator, bound in bounds if bound is not None]
-        return f" WHERE {' AND '.join(terms)}" if terms else ""
-
-    def within(self, after: str | None, upto: str | None, literal: Callable[[str], str]) -> Query:
-        """The query restricted to the keys in (after, upto]; see `key_range`."""
-        where = self.key_range(after, upto, literal)
-        return replace(self, sql=f"SELECT * FROM {self._source}{where}") if where else self
+        return replace(self, sql=f"SELECT * FROM {self._source} WHERE {' AND '.join(terms)}") if terms else self
 
     @property
     def _source(self) -> str:

@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
 from typing import BinaryIO, Literal, cast
 
 import sqlalchemy as sa
@@ -15,7 +14,7 @@ import sqlalchemy as sa
 from streaming_export.cancellation import Stop, Stopped
 from streaming_export.errors import DatabaseError, VerificationError
 from streaming_export.postgres.counting import KeyFaults, count_rows, count_within
-from streaming_export.postgres.errors import database_error, translated
+from streaming_export.postgres.errors import translated
 from streaming_export.postgres.plan import Plan
 from streaming_export.postgres.query import Query, csv_field
 from streaming_export.postgres.read_ahead import ReadAhead
@@ -97,9 +96,7 @@ class Reader:
                 " rows each time it runs (no LIMIT without ORDER BY). Correct it, and export again.",
             )
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _: object, exc: BaseException | None, trace: object) -> None:
         if exc is None and not self._running:
             return
         self._stop.set(exc or Stopped())
@@ -111,12 +108,12 @@ class Reader:
 
     def _run(self, job: Callable[[], None]) -> None:
         try:
-            job()
+            with translated("running the query"):
+                job()
         except Stopped:
             pass
         except BaseException as exc:  # any exception: the consumer's thread raises it
-            database = isinstance(exc, sa.exc.DBAPIError) or hasattr(exc, "pgcode")
-            self._stop.set(database_error("running the query", exc) if database else exc)
+            self._stop.set(exc)
         finally:
             with self._stop.changing():
                 self._running -= 1
@@ -181,7 +178,7 @@ class Reader:
         cursor, literal = driver_connection(connection).cursor(), text_literal(connection)
 
         def read(key_range: KeyRange, writer: BinaryIO) -> int:
-            cursor.copy_expert(self._query.copy(self._query.key_range(*key_range, literal)), writer)
+            cursor.copy_expert(self._query.within(*key_range, literal).copy(), writer)
             return int(cursor.rowcount)
 
         return read
@@ -236,7 +233,7 @@ def walk(connection: sa.Connection, query: Query, yield_per: int) -> Iterator[tu
         last = row[0]
         yield yield_per, last
     # The server does not report how many rows the last FETCH has skipped.
-    cursor.execute(query.count_after(last, lambda text: str(cursor.mogrify("%s", (text,)).decode())))
+    cursor.execute(query.count_after(last, text_literal(connection)))
     yield int(cursor.fetchone()[0]), None
 
 
