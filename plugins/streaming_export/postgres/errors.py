@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import psycopg2
-import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from streaming_export.errors import DatabaseError, LoginRefused
@@ -82,12 +81,6 @@ def translated(doing: str) -> Iterator[None]:
     except (DBAPIError, psycopg2.Error) as exc:
         # Not `from exc`: its text holds SQL, and may hold values of rows.
         raise database_error(doing, exc) from None
-    except sa.exc.TimeoutError as exc:
-        raise DatabaseError(
-            f"The engine's pool gave no connection while {doing}: {exc.args[0] if exc.args else exc}.",
-            "Retry when connections are free again, or give the export an engine of its own.",
-            transient=True,
-        ) from None
 
 
 def database_error(doing: str, exc: BaseException) -> DatabaseError:
