@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import wait
 from dataclasses import dataclass
 from datetime import datetime
-from types import TracebackType
 from typing import Any
 
 import sqlalchemy as sa
@@ -114,7 +113,7 @@ class Snapshot:
                 while not self._start(max(1.0, deadline - time.monotonic()), time.monotonic() < deadline):
                     log.info("Another session is changing a table of the query. Waiting until it has finished.")
         except BaseException:
-            self._close()
+            self._sessions.end()
             raise
         return self
 
@@ -126,10 +125,8 @@ class Snapshot:
         self._lock(connection, BEGIN, joining(self.id))
         return connection
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close()
+    def __exit__(self, *raised: object) -> None:
+        self._sessions.end()
 
     def _start(self, lock_seconds: float, again: bool) -> bool:
         """Lock, take the snapshot, and lock with the connections that use it.
@@ -208,6 +205,3 @@ class Snapshot:
         return (
             f"database {info.dbname} on {info.host}:{info.port} ({kind}, snapshot of {self.info.taken_at.isoformat()})"
         )
-
-    def _close(self) -> None:
-        self._sessions.end()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from types import TracebackType
 from typing import Any
 
 import sqlalchemy as sa
@@ -45,10 +44,8 @@ class CsvStream:
         self._open.enter_context(self.snapshot)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._open.__exit__(kind, exc, trace)
+    def __exit__(self, *raised: Any) -> None:
+        self._open.__exit__(*raised)
 
     @property
     def query(self) -> Query:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from types import TracebackType
 from typing import Any
 
 from streaming_export.errors import StoreError
@@ -134,9 +133,7 @@ class FileWriter:
             raise
         return exported
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _: object, exc: BaseException | None, trace: object) -> None:
         answering = True
         for file in self._files:
             # If the store does not answer, do not wait for it again for each further file.
