@@ -23,17 +23,6 @@ _GZIP_FORMAT = 31  # zlib manual, deflateInit2: a window of 32 KiB (15), with gz
 _EXTENSIONS = {"gzip": ".gz", "zstd": ".zst"}
 
 
-def check_extension(key: str, compression: Compression | None) -> None:
-    """Refuse a key whose extension promises a compression that the file does not have.
-
-    :raises InvalidArgument: naming the key.
-    """
-    for name, extension in _EXTENSIONS.items():
-        if key.endswith(extension) and name != compression:
-            stored = f"{compression or 'plain CSV'} under {extension}"
-            raise InvalidArgument("key", key, f'it would hold {stored}; pass compression="{name}" or another key')
-
-
 @dataclass(frozen=True, slots=True)
 class FileLayout:
     """The layout of an export's files.
@@ -57,9 +46,12 @@ class FileLayout:
     def key(self, key: str, number: int) -> str:
         """The key of file `number` (from 1) of an export to `key`.
 
-        :raises InvalidArgument: see `check_extension`.
+        :raises InvalidArgument: if its extension promises a compression that the file does not have.
         """
-        check_extension(key, self.compression)
+        for name, extension in _EXTENSIONS.items():
+            if key.endswith(extension) and name != self.compression:
+                stored = f"{self.compression or 'plain CSV'} under {extension}"
+                raise InvalidArgument("key", key, f'it would hold {stored}; pass compression="{name}" or another key')
         stem = key.removesuffix(self._extension)
         if self.split:
             stem, suffix = posixpath.splitext(stem)
