@@ -148,7 +148,7 @@ class Export:
             document = self._manifest(export_id, csv, exported, waited, started_at)
             unstopped = self._bucket.within(Stop())  # visible files get their manifest
             with self._failures(files):
-                manifest.publish(unstopped, path, document, before=before, export_id=export_id, files=exported)
+                manifest.publish(unstopped, path, document, before, exported)
         return self._result(csv, exported, time.monotonic() - started)
 
     def _look(self) -> Preview:

@@ -187,13 +187,7 @@ def current(bucket: Bucket, key: str) -> str | None:
 
 
 def publish(
-    bucket: Bucket,
-    key: str,
-    document: Mapping[str, Any],
-    *,
-    before: str | None,
-    export_id: str,
-    files: Sequence[ExportedFile],
+    bucket: Bucket, key: str, document: Mapping[str, Any], before: str | None, files: Sequence[ExportedFile]
 ) -> None:
     """Write the manifest of an export whose objects are complete.
 
@@ -202,13 +196,12 @@ def publish(
 
     :param key: of the manifest.
     :param before: the result of `current` before the uploads were opened.
-    :param export_id: the id in the objects' metadata.
-    :param stop: of the export.
+    :param files: all of them, complete.
     :raises Superseded: if another export has replaced an object.
     :raises StoreError: if the store failed.
     :raises Stopped: if the export is stopped.
     """
-    body, replaces = _encode(document), before
+    body, replaces, export_id = _encode(document), before, str(document["export_id"])
     for _ in range(_TRIES):
         if bucket.put(key, body, replaces=replaces, export_id=export_id):
             break

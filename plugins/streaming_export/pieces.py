@@ -114,7 +114,7 @@ def publish(bucket: Bucket, plan: Plan) -> ExportResult:
                 f"The unique key must be unique and never NULL. Correct it, and export {bucket.url(plan.key)} again.",
             )
         document = {**plan.document, **manifest.of_files(bucket.name, files)}
-        manifest.publish(bucket, key, document, before=before, export_id=plan.token, files=files)
+        manifest.publish(bucket, key, document, before, files)
     except (Stopped, ExportError) as exc:
         first = bucket.stop.reason or exc
         if isinstance(first, ExportError):

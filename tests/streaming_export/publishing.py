@@ -53,7 +53,7 @@ def publish(bucket: Bucket, rows: Sequence[bytes], key: str = KEY, max_rows: int
                 writer.write(row, 1)
             files = writer.complete()
         written = document(bucket, files, export_id=export_id)
-        manifest.publish(bucket, place, written, before=before, export_id=export_id, files=files)
+        manifest.publish(bucket, place, written, before, files)
     except Stopped:
         assert stop.reason is not None
         raise stop.reason from None
