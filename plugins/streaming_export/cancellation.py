@@ -100,26 +100,22 @@ class Cancellation:
         self.stop = Stop()
         #: Cancels the export's queries on the server; set by the code that runs them.
         self.on_cancel: Callable[[], None] = lambda: None
-        self._cancelled = False
+        #: Whether `cancel` was called.
+        self.cancelled = False
         self._requests: SimpleQueue[list[bool] | None] = SimpleQueue()
         self._worker: threading.Thread | None = None
 
-    @property
-    def cancelled(self) -> bool:
-        """Whether `cancel` was called."""
-        return self._cancelled
-
-    def cancel(self, timeout: float = _CANCEL_SECONDS) -> None:
+    def cancel(self) -> None:
         """Set the stop flag and cancel the queries on the server; the export then raises `ExportCancelled`.
 
-        Returns when both are done, or after `timeout` seconds. After the export's end it does nothing.
+        Returns when both are done, or after three seconds. After the export's end it does nothing.
         """
-        self._cancelled = True
+        self.cancelled = True
         if self._worker is None or not self._worker.is_alive():
             return
         done: list[bool] = []
         self._requests.put(done)
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + _CANCEL_SECONDS
         while not done and self._worker.is_alive() and time.monotonic() < deadline:
             time.sleep(0.005)
 
@@ -130,14 +126,14 @@ class Cancellation:
         instructions. A main thread that waits inside libpq would run none until Postgres answers.
         """
         future: Future[Result] = Future()
-        if self._cancelled:
+        if self.cancelled:
             self.stop.set(cancelled())
         try:
             self._worker = threading.Thread(target=self._serve, name="canceller", daemon=True)
             self._worker.start()
             in_thread("export", work, future)
             while wait([future], _REPEAT_SECONDS).not_done:
-                if self._cancelled:
+                if self.cancelled:
                     self.cancel()
             return future.result()
         except BaseException as exc:

@@ -203,18 +203,17 @@ class Bucket:
                 return None
             raise
 
-    def list(self, prefix: str, start_after: str = "") -> Iterator[ObjectInfo]:
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """The objects whose keys begin with a prefix, in the order of their keys; one request per 1,000.
 
-        :param start_after: only keys after this one.
         :raises StoreError: if the store refused or failed; S3 requires s3:ListBucket.
         """
+        page: dict[str, Any] = {"Prefix": prefix}
         while True:
-            page: dict[str, Any] = {"Prefix": prefix, **({"StartAfter": start_after} if start_after else {})}
             answer = self.request("list_objects_v2", prefix, "listing", **page)
             for found in answer.get("Contents", []):
-                start_after = found["Key"]
-                yield ObjectInfo(start_after, found["Size"], found["ETag"].strip('"'), found["LastModified"])
+                page["StartAfter"] = found["Key"]
+                yield ObjectInfo(found["Key"], found["Size"], found["ETag"].strip('"'), found["LastModified"])
             if not answer.get("IsTruncated"):
                 return
 
