@@ -23,7 +23,7 @@ Runs = dict[str, list[dict[str, Any]]]
 class Stage:
     """One data set, and the contenders that are measured with it.
 
-    :param failed: gets the names of contenders that fail, each with the reason; they are left out from then on.
+    :param failed: gets the names of contenders that fail twice running, each with the reason; they are left out then.
     """
 
     def __init__(self, setting: Setting, data: Data, rows: int, select: str, failed: dict[str, str]) -> None:
@@ -80,14 +80,16 @@ class Stage:
     def _run(
         self, contender: Contender, expected: Rows | None, size: int | None, setting: Setting | None = None
     ) -> Figures | None:
-        try:
-            return run(setting or self.setting, contender, self.data, self.select, expected, size)
-        except RuntimeError as error:
-            if contender.name.startswith(OURS):
-                raise
-            self.failed[contender.name] = str(error)
-            say(f"{error}\n  Going on without it.")
-            return None
+        for again in (True, False):
+            try:
+                return run(setting or self.setting, contender, self.data, self.select, expected, size)
+            except RuntimeError as error:
+                if contender.name.startswith(OURS):
+                    raise
+                say(f"{error}\n  {'Once more.' if again else 'Going on without it.'}")
+                failure = str(error)
+        self.failed[contender.name] = failure
+        return None
 
     def _description(self) -> dict[str, Any]:
         return {"name": self.data.name, "title": f"{self.rows:,} {self.data.title}", "rows": self.rows}
