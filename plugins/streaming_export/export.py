@@ -74,7 +74,7 @@ class Export:
         self._options = options or Options()
         _check(engine, key, application_name, window, self._options)
         self._layout(b"").key(key, 1)  # refuses an extension that contradicts the compression
-        self._options.projection(mask_key).settings()  # refuses a missing or short mask key
+        self._options.mask_settings(mask_key)  # refuses a missing or short mask key
         self._engine = engine
         self._key = key
         self._parameters = dict(parameters or {})

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from streaming_export.errors import InvalidArgument
-from streaming_export.postgres.columns import Projection
-from streaming_export.postgres.masks import Mask
-from streaming_export.postgres.reader import Method
+from streaming_export.postgres.masks import Mask, key_settings
 from streaming_export.s3.layout import Compression
 
+Method = Literal["copy", "rows"]
 OnEmpty = Literal["header", "skip", "fail"]
 
 #: Rows per batch, by method: "rows" holds a batch in memory as Python objects, "copy" does not.
@@ -67,7 +66,6 @@ class Options:
             ("verify_rows", (True, False)),
             ("overwrite", (True, False)),
         ]
-        self.projection(None)
         for name, allowed in choices:
             if (value := getattr(self, name)) not in allowed:
                 raise InvalidArgument(name, value, f"one of {', '.join(map(str, allowed))}")
@@ -79,7 +77,28 @@ class Options:
             least = 0 if name == "wait_for_transactions" else 1
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
                 raise InvalidArgument(name, value, f"a whole number from {least} to {most:,}")
+        self._check_columns()
 
-    def projection(self, mask_key: str | None) -> Projection:
-        """The columns of the file, and their masks."""
-        return Projection(self.columns, self.mask, mask_key, self.spreadsheet_safe)
+    def mask_settings(self, mask_key: str | None) -> dict[str, str]:
+        """The settings that a session needs for the masks, by name.
+
+        :param mask_key: key of the mask "hash".
+        :raises InvalidArgument: if it is needed, and missing or short; the error does not contain it.
+        """
+        return key_settings(mask_key) if "hash" in self.mask.values() else {}
+
+    def _check_columns(self) -> None:
+        if (names := self.columns) is not None:
+            if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+                raise InvalidArgument("columns", names, "a list of names, or None for all columns")
+            if twice := repeated(names):
+                raise InvalidArgument("columns", list(names), f"each name once, not {twice} twice")
+        if not isinstance(self.mask, Mapping) or not all(mask in get_args(Mask) for mask in self.mask.values()):
+            raise InvalidArgument("mask", self.mask, f"a mapping of columns to one of {', '.join(get_args(Mask))}")
+        if not isinstance(self.spreadsheet_safe, bool):
+            raise InvalidArgument("spreadsheet_safe", self.spreadsheet_safe, "true or false")
+
+
+def repeated(names: Sequence[str]) -> list[str]:
+    """The names that are there more than once."""
+    return sorted({name for name in names if names.count(name) > 1})

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
 from streaming_export.errors import InvalidArgument
-from streaming_export.postgres.masks import Mask, holds_text, key_settings, masked, spreadsheet_safe
+from streaming_export.options import Options, repeated
+from streaming_export.postgres.masks import holds_text, masked, spreadsheet_safe
 
 #: Settings that change the text of a value, pinned in every session that reads (PostgreSQL manual,
 #: 20.11.2 "Locale and Formatting" and 20.11.1 "Statement Behavior").
@@ -84,57 +85,22 @@ class Key:
         return f"q.{quoted(self.name)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Projection:
-    """The columns of the file, and their masks.
-
-    :param columns: names of the columns, in the file's order; None for all columns of the query.
-    :param mask: mask of each masked column, by name (see `Mask`).
-    :param mask_key: key of the mask "hash": with the same key, the same value has the same hash.
-    :param spreadsheet_safe: put ' before text that a spreadsheet would take for a formula.
-    :raises InvalidArgument: naming the argument, its value and what is allowed.
-    """
-
-    columns: Sequence[str] | None = None
-    mask: Mapping[str, Mask] = field(default_factory=dict)
-    mask_key: str | None = field(default=None, repr=False)
-    spreadsheet_safe: bool = False
-
-    def settings(self) -> dict[str, str]:
-        """The settings that a session needs for the masks, by name.
-
-        :raises InvalidArgument: if the key is missing or short; the error does not contain the key.
-        """
-        return key_settings(self.mask_key) if "hash" in self.mask.values() else {}
-
-    def __post_init__(self) -> None:
-        if self.columns is not None:
-            names = self.columns
-            if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
-                raise InvalidArgument("columns", names, "a list of names, or None for all columns")
-            if repeated := _repeated(names):
-                raise InvalidArgument("columns", list(names), f"each name once, not {repeated} twice")
-        if not isinstance(self.mask, Mapping) or not all(mask in get_args(Mask) for mask in self.mask.values()):
-            raise InvalidArgument("mask", self.mask, f"a mapping of columns to one of {', '.join(get_args(Mask))}")
-        if not isinstance(self.spreadsheet_safe, bool):
-            raise InvalidArgument("spreadsheet_safe", self.spreadsheet_safe, "true or false")
-
-
 def file_columns(
-    connection: sa.Connection, description: Any, unique_key: str | None, projection: Projection
+    connection: sa.Connection, description: Any, unique_key: str | None, options: Options
 ) -> tuple[tuple[Column, ...], Key | None]:
     """The columns of the file, in order, and the key that orders it; reads no row.
 
     :param description: the driver's description of the query's columns.
+    :param options: which columns, and how they are masked.
     :raises InvalidArgument: if two columns share a name, or an argument names a column that does not exist.
     """
     names = [column.name for column in description]
     _check_columns(names, unique_key)
-    _check_projection(names, unique_key, projection)
+    _check_options(names, unique_key, options)
     types = _types(connection, {column.type_code for column in description})
     described = {column.name: column for column in description}
-    wanted = [name for name in projection.columns or names if projection.mask.get(name) != "drop"]
-    in_file = tuple(_in_file(described[name], types, projection) for name in wanted)
+    wanted = [name for name in options.columns or names if options.mask.get(name) != "drop"]
+    in_file = tuple(_in_file(described[name], types, options) for name in wanted)
     return in_file, _key(described[unique_key]) if unique_key is not None else None
 
 
@@ -146,29 +112,25 @@ def quoted(identifier: str) -> str:
 def _check_columns(names: list[str], unique_key: str | None) -> None:
     if not names:
         raise InvalidArgument("query", "no columns", "at least one column")
-    if repeated := _repeated(names):
-        raise InvalidArgument("query", ", ".join(names), f"each column needs a name of its own, not {repeated} twice")
+    if twice := repeated(names):
+        raise InvalidArgument("query", ", ".join(names), f"each column needs a name of its own, not {twice} twice")
     if unique_key is not None and unique_key not in names:
         raise InvalidArgument("unique_key", unique_key, f"one of the query's columns {names}")
 
 
-def _check_projection(names: list[str], unique_key: str | None, projection: Projection) -> None:
-    wanted = list(projection.columns or names)
+def _check_options(names: list[str], unique_key: str | None, options: Options) -> None:
+    wanted = list(options.columns or names)
     if unknown := [name for name in wanted if name not in names]:
         raise InvalidArgument("columns", unknown, f"names of the query's columns {names}")
-    if unknown := [name for name in projection.mask if name not in wanted]:
+    if unknown := [name for name in options.mask if name not in wanted]:
         raise InvalidArgument("mask", unknown, f"names of the columns {wanted}")
-    in_file = [name for name in wanted if projection.mask.get(name) != "drop"]
+    in_file = [name for name in wanted if options.mask.get(name) != "drop"]
     if not in_file:
-        raise InvalidArgument("mask", dict(projection.mask), "at least one column that is not dropped")
-    if unique_key is not None and (unique_key not in in_file or projection.mask.get(unique_key) == "redact"):
+        raise InvalidArgument("mask", dict(options.mask), "at least one column that is not dropped")
+    if unique_key is not None and (unique_key not in in_file or options.mask.get(unique_key) == "redact"):
         raise InvalidArgument(
             "unique_key", unique_key, f"one of the columns in the file {in_file}, and not redacted: it orders the rows"
         )
-
-
-def _repeated(names: Sequence[str]) -> list[str]:
-    return sorted({name for name in names if names.count(name) > 1})
 
 
 def _types(connection: sa.Connection, oids: set[int]) -> dict[int, sa.Row[Any]]:
@@ -183,15 +145,15 @@ def _types(connection: sa.Connection, oids: set[int]) -> dict[int, sa.Row[Any]]:
     return {row.oid: row for row in rows}
 
 
-def _in_file(described: Any, types: Mapping[int, sa.Row[Any]], projection: Projection) -> Column:
+def _in_file(described: Any, types: Mapping[int, sa.Row[Any]], options: Options) -> Column:
     """A column of the query as it is in the file, with its mask applied."""
     name, oid = described.name, described.type_code
-    type_, mask = types[oid], projection.mask.get(name)
+    type_, mask = types[oid], options.mask.get(name)
     rule = _ARRAY_RULE if type_.category == "A" else TEXT_RULES.get(type_.name, "{c}")
     text = rule.replace("{c}", f"q.{quoted(name)}")
     if mask:
         return Column(name, "text", _TEXT_OID, masked(text, mask))
-    if projection.spreadsheet_safe and holds_text(type_.name, type_.category):
+    if options.spreadsheet_safe and holds_text(type_.name, type_.category):
         return Column(name, "text", _TEXT_OID, spreadsheet_safe(text))
     return Column(name, type_.name, oid, text)
 

@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.sql.expression import SelectBase, TextClause
 
 from streaming_export.errors import InvalidArgument
-from streaming_export.postgres.columns import Column, Key, Projection, file_columns, quoted
+from streaming_export.options import Options
+from streaming_export.postgres.columns import Column, Key, file_columns, quoted
 
 #: A SELECT of SQLAlchemy, or SQL text with ``:name`` parameters.
 Source = SelectBase | TextClause | str
@@ -118,7 +119,7 @@ def describe(
     source: Source,
     parameters: Mapping[str, Any] | None = None,
     unique_key: str | None = None,
-    projection: Projection | None = None,
+    options: Options | None = None,
 ) -> Query:
     """Have Postgres check a query, and learn its columns; reads no row, but locks the tables of the query.
 
@@ -127,7 +128,7 @@ def describe(
     :param source: SQLAlchemy ``Select``, or SQL text with ``:name`` parameters.
     :param parameters: a value for each parameter.
     :param unique_key: name of a column that is unique and not null.
-    :param projection: the columns of the file, and their masks; by default all columns, without masks.
+    :param options: those of the columns and their masks are used.
     :raises InvalidArgument: if a parameter is missing or unknown, two columns share a name, or an argument names a
         column that does not exist.
     :raises sqlalchemy.exc.DBAPIError: if Postgres refuses the query.
@@ -146,8 +147,8 @@ def describe(
     sa.event.listen(connection, "before_cursor_execute", fill_in, retval=True)
     unfit: BaseException | None = None
     try:
-        options = {"no_parameters": True}
-        result = connection.execute(cast(sa.Executable, statement), dict(values), execution_options=options)
+        plain = {"no_parameters": True}
+        result = connection.execute(cast(sa.Executable, statement), dict(values), execution_options=plain)
         description = result.cursor.description
         result.close()
     except sa.exc.DBAPIError:
@@ -160,7 +161,7 @@ def describe(
         kind = type(getattr(unfit, "orig", None) or unfit).__name__
         raise InvalidArgument("parameters", sorted(values), f"values that fit their types and the driver ({kind})")
     text, sql = filled
-    columns, key = file_columns(connection, description, unique_key, projection or Projection())
+    columns, key = file_columns(connection, description, unique_key, options or Options())
     return Query(sql, columns, key, text)
 
 

@@ -7,12 +7,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO, Literal, cast
+from typing import BinaryIO, cast
 
 import sqlalchemy as sa
 
 from streaming_export.cancellation import Stop, Stopped
 from streaming_export.errors import DatabaseError, VerificationError
+from streaming_export.options import Method, Options
 from streaming_export.postgres.counting import KeyFaults, count_rows, count_within
 from streaming_export.postgres.errors import translated
 from streaming_export.postgres.plan import Plan
@@ -22,8 +23,6 @@ from streaming_export.postgres.sessions import driver_connection, fetch_as_text,
 from streaming_export.postgres.snapshot import LOCK_NOT_AVAILABLE, Snapshot
 
 log = logging.getLogger(__name__)
-
-Method = Literal["copy", "rows"]
 
 #: Keys (after, upto], as text; None for no bound.
 KeyRange = tuple[str | None, str | None]
@@ -44,20 +43,19 @@ class Reader:
     volatile one is not counted. Whoever counts also looks for keys that are NULL or repeated, unless an index shows
     that there are none.
 
-    :param method: "copy" or "rows".
-    :param readers: connections that read at the same time, where the query is read in key ranges.
-    :param count: whether to have the database count the rows of a stream; those of key ranges are always counted.
-        Without it, faults of the key are not looked for.
+    Rows of key ranges are always counted, those of a stream if `options.verify_rows`. Without it, faults of the key are
+    not looked for.
+
     :param stop: ends the reading.
     """
 
-    def __init__(self, snapshot: Snapshot, *, method: Method, readers: int, count: bool, stop: Stop) -> None:
-        plan = snapshot.plan
+    def __init__(self, snapshot: Snapshot, options: Options, stop: Stop) -> None:
+        plan, count = snapshot.plan, options.verify_rows
         self._snapshot = snapshot
         self._query = snapshot.query
         self._batch_rows = plan.batch_rows
         self._stop = stop
-        self._ranges = self._can_be_ranges(plan, method, readers)
+        self._ranges = self._can_be_ranges(plan, options)
         counts = count and not self._ranges
         self._owner_counts = counts and plan.repeats == "always"
         self._reader_counts = counts and plan.repeats == "in one transaction"
@@ -69,7 +67,7 @@ class Reader:
         self.key_faults: KeyFaults | None = KeyFaults(0, 0) if plan.unique else None
         self._read_ahead = ReadAhead[KeyRange](stop)
         jobs = [("feeder", self._feed)]
-        jobs += [(f"reader-{n}", self._job(method)) for n in range(readers if self._ranges else 1)]
+        jobs += [(f"reader-{n}", self._job(options.method)) for n in range(options.readers if self._ranges else 1)]
         self._threads = [threading.Thread(target=self._run, args=(job,), name=name, daemon=True) for name, job in jobs]
         self._running = len(self._threads)
         _log_repeats(plan, count)
@@ -193,13 +191,13 @@ class Reader:
 
         return read
 
-    def _can_be_ranges(self, plan: Plan, method: Method, readers: int) -> bool:
+    def _can_be_ranges(self, plan: Plan, options: Options) -> bool:
         """Whether key ranges are possible, and by the planner's estimate not much more expensive than one stream.
 
         Without an index on the key, or if the query has to run as a whole for each of its ranges, every
         range would cost as much as the whole.
         """
-        if self._query.key is None or method != "copy" or readers == 1 or plan.repeats != "always":
+        if self._query.key is None or options.method != "copy" or options.readers == 1 or plan.repeats != "always":
             return False
         if plan.range_cost is not None and plan.rows / plan.batch_rows * plan.range_cost <= 2 * plan.cost:
             return True

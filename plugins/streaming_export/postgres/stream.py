@@ -74,14 +74,7 @@ class CsvStream:
 
     def begin(self) -> None:
         """Begin to read ahead, before the first bytes are asked for."""
-        options = self._options
-        reader = Reader(
-            self.snapshot,
-            method=options.method,
-            readers=options.readers,
-            count=options.verify_rows,
-            stop=self._stop,
-        )
+        reader = Reader(self.snapshot, self._options, self._stop)
         self.verified = reader.verified
         self._reader = self._open.enter_context(reader)
 
@@ -147,7 +140,6 @@ def open_csv(
         its tables for longer than `LOCK_SECONDS`.
     """
     options, stop = options or Options(), stop or Stop()
-    projection = options.projection(mask_key)
     if key_range != EVERYTHING and unique_key is None:
         raise InvalidArgument("key_range", key_range, "needs unique_key")
 
@@ -158,9 +150,9 @@ def open_csv(
         return min(DEFAULT_YIELD_PER[options.method], max(1, AHEAD_BYTES // width))
 
     def prepare(connection: sa.Connection) -> tuple[Query, Plan]:
-        whole = describe(connection, query, parameters, unique_key, projection)
+        whole = describe(connection, query, parameters, unique_key, options)
         part = whole.within(*key_range, text_literal(connection))
         return part, plan(connection, part, batch_rows)
 
-    view = Snapshot(engine, prepare, application_name, projection.settings(), snapshot)
+    view = Snapshot(engine, prepare, application_name, options.mask_settings(mask_key), snapshot)
     return CsvStream(view, options, stop)
