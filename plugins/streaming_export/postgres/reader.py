@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import threading
 import time
@@ -13,7 +12,7 @@ import sqlalchemy as sa
 
 from streaming_export.cancellation import Stop, Stopped
 from streaming_export.errors import DatabaseError, VerificationError
-from streaming_export.options import Method, Options
+from streaming_export.options import Options
 from streaming_export.postgres.counting import KeyFaults, count_rows, count_within
 from streaming_export.postgres.errors import translated
 from streaming_export.postgres.plan import Plan
@@ -54,8 +53,9 @@ class Reader:
         self._snapshot = snapshot
         self._query = snapshot.query
         self._batch_rows = plan.batch_rows
+        self._options = options
         self._stop = stop
-        self._ranges = self._can_be_ranges(plan, options)
+        self._ranges = self._can_be_ranges(plan)
         counts = count and not self._ranges
         self._owner_counts = counts and plan.repeats == "always"
         self._reader_counts = counts and plan.repeats == "in one transaction"
@@ -67,7 +67,7 @@ class Reader:
         self.key_faults: KeyFaults | None = KeyFaults(0, 0) if plan.unique else None
         self._read_ahead = ReadAhead[KeyRange](stop)
         jobs = [("feeder", self._feed)]
-        jobs += [(f"reader-{n}", self._job(options.method)) for n in range(options.readers if self._ranges else 1)]
+        jobs += [(f"reader-{n}", self._read) for n in range(options.readers if self._ranges else 1)]
         self._threads = [threading.Thread(target=self._run, args=(job,), name=name, daemon=True) for name, job in jobs]
         self._running = len(self._threads)
         _log_repeats(plan, count)
@@ -149,17 +149,13 @@ class Reader:
         if self.key_faults is None:
             log.info("It is not known whether unique_key=%r is unique: %s", self._query.unique_key, why)
 
-    def _job(self, method: Method) -> Callable[[], None]:
-        def job() -> None:
-            connection = self._connect()
-            if connection is None:
-                return
-            read = self._copy(connection) if method == "copy" else self._rows(connection)
-            self._read_ahead.work(read)
-            if self._reader_counts:
-                self._count(connection)
-
-        return job
+    def _read(self) -> None:
+        connection = self._connect()
+        if connection is None:
+            return
+        self._read_ahead.work(self._copy(connection) if self._options.method == "copy" else self._rows(connection))
+        if self._reader_counts:
+            self._count(connection)
 
     def _connect(self) -> sa.Connection | None:
         """A connection for a reader; None if somebody waits for a lock who lets only the first of them read."""
@@ -182,21 +178,15 @@ class Reader:
         return read
 
     def _rows(self, connection: sa.Connection) -> Callable[[KeyRange, BinaryIO], int]:
-        def read(key_range: KeyRange, writer: BinaryIO) -> int:
-            rows = 0
-            for data, ended in read_rows(connection, self._query, self._batch_rows):
-                writer.write(data)
-                rows += ended
-            return rows
+        return lambda _, writer: write_rows(connection, self._query, self._batch_rows, writer)
 
-        return read
-
-    def _can_be_ranges(self, plan: Plan, options: Options) -> bool:
+    def _can_be_ranges(self, plan: Plan) -> bool:
         """Whether key ranges are possible, and by the planner's estimate not much more expensive than one stream.
 
         Without an index on the key, or if the query has to run as a whole for each of its ranges, every
         range would cost as much as the whole.
         """
+        options = self._options
         if self._query.key is None or options.method != "copy" or options.readers == 1 or plan.repeats != "always":
             return False
         if plan.range_cost is not None and plan.rows / plan.batch_rows * plan.range_cost <= 2 * plan.cost:
@@ -235,24 +225,21 @@ def walk(connection: sa.Connection, query: Query, yield_per: int) -> Iterator[tu
     yield int(cursor.fetchone()[0]), None
 
 
-def read_rows(connection: sa.Connection, query: Query, yield_per: int) -> Iterator[tuple[bytes, int]]:
-    """Read a query row by row with SQLAlchemy and a server-side cursor, as CSV.
+def write_rows(connection: sa.Connection, query: Query, yield_per: int, writer: BinaryIO) -> int:
+    """Write a query as CSV, read row by row with SQLAlchemy and a server-side cursor; returns the number of rows.
 
     At most `yield_per` rows are in memory; for wide rows, lower it.
 
     :param connection: used by nobody else meanwhile.
-    :returns: the CSV of each batch of `yield_per` rows (the last one shorter), and its number of rows.
     """
     fetch_as_text(connection, query)
     options = {"stream_results": True, "yield_per": yield_per, "no_parameters": True}
-    result = connection.execution_options(**options).exec_driver_sql(query.select())
-    buffer = io.BytesIO()
-    with result:
+    rows = 0
+    with connection.execution_options(**options).exec_driver_sql(query.select()) as result:
         for batch in result.partitions(yield_per):
-            buffer.seek(0)
-            buffer.truncate()
-            buffer.writelines(csv_line(row).encode() for row in batch)
-            yield buffer.getvalue(), len(batch)
+            writer.writelines(csv_line(row).encode() for row in batch)
+            rows += len(batch)
+    return rows
 
 
 def csv_line(row: Sequence[str | None]) -> str:
