@@ -122,7 +122,7 @@ class Snapshot:
         with contextlib.suppress(IndexError):
             return self._spare.pop()  # in one step: readers connect at the same time
         connection = self._sessions.open(_SECOND_LOCK_SECONDS)
-        self._lock(connection, BEGIN, joining(self.id))
+        run_sql(connection, BEGIN, joining(self.id), self.query.nothing()).close()
         return connection
 
     def __exit__(self, *raised: object) -> None:
@@ -145,7 +145,7 @@ class Snapshot:
         try:
             self._export(BEGIN)
             timeout = f"SET lock_timeout = '{_SECOND_LOCK_SECONDS:.0f}s'"
-            self._lock(first, "COMMIT", BEGIN, joining(self.id), timeout)
+            run_sql(first, "COMMIT", BEGIN, joining(self.id), timeout, self.query.nothing()).close()
         except sa.exc.DBAPIError as exc:
             if sqlstate_of(exc) != LOCK_NOT_AVAILABLE or not again:
                 raise
@@ -194,9 +194,6 @@ class Snapshot:
         self.id: str
         self.id, taken_at, wal_position, standby, version = exported
         self.info = SnapshotInfo(taken_at, wal_position, standby, version)
-
-    def _lock(self, connection: sa.Connection, *before: str) -> None:
-        run_sql(connection, *before, self.query.nothing()).close()
 
     def server(self) -> str:
         """Where the rows come from, for the log."""

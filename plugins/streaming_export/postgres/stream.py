@@ -42,20 +42,12 @@ class CsvStream:
 
     def __enter__(self) -> CsvStream:
         self._open.enter_context(self.snapshot)
+        #: The query that is read, and the planner's estimates.
+        self.query, self.plan = self.snapshot.query, self.snapshot.plan
         return self
 
     def __exit__(self, *raised: Any) -> None:
         self._open.__exit__(*raised)
-
-    @property
-    def query(self) -> Query:
-        """The query that is read."""
-        return self.snapshot.query
-
-    @property
-    def plan(self) -> Plan:
-        """The planner's estimates."""
-        return self.snapshot.plan
 
     def __iter__(self) -> Iterator[bytes]:
         """The header row, and then the rows, in chunks.
