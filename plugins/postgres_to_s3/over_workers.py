@@ -23,8 +23,7 @@ from postgres_to_s3.operator import PostgresToS3Operator
 from postgres_to_s3.retries import RetryByCause
 from streaming_export import Bucket, Export, ExportResult, InvalidArgument, SnapshotGone, pieces
 from streaming_export.cancellation import Cancellation
-from streaming_export.holder import MAX_PIECES, Holder
-from streaming_export.pieces import Plan
+from streaming_export.pieces import MAX_PIECES, Holder, Plan
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, RetryPolicy

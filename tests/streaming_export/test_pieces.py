@@ -25,8 +25,7 @@ from streaming_export import (
     VerificationError,
     open_csv,
 )
-from streaming_export.holder import Holder
-from streaming_export.pieces import Plan, of_piece, publish, report, reported
+from streaming_export.pieces import Holder, Plan, of_piece, publish, report, reported
 from tests.conftest import content
 
 KEY = "a/orders.csv"
