@@ -1,8 +1,13 @@
-"""Prints the bytes by which a process grows while it exports: python growth.py ARGUMENTS-AS-JSON."""
+"""Prints the bytes by which a process grows while it exports, for each line of arguments, as JSON, that it is given.
+
+Each export has a process of its own, a fork of this one, in which there was none before: to start a program for each
+would take longer than most exports.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -15,7 +20,18 @@ from demo import services
 from tests.streaming_export.exporting import export
 
 
-def main(*, database: str, endpoint: str, rows: int, **arguments: Any) -> None:
+def main() -> None:
+    for line in sys.stdin:
+        if not os.fork():
+            print(measure(**json.loads(line)), flush=True)  # noqa: T201
+            os._exit(0)
+        _, status = os.wait()
+        if status:
+            print("failed", flush=True)  # noqa: T201
+
+
+def measure(*, database: str, endpoint: str, rows: int, **arguments: Any) -> int:
+    """Export, and return by how many bytes this process has grown meanwhile."""
     engine = sa.create_engine(database, poolclass=sa.NullPool)
     client = boto3.client(
         "s3",
@@ -30,7 +46,7 @@ def main(*, database: str, endpoint: str, rows: int, **arguments: Any) -> None:
     before = resident("VmRSS")
     result = export(engine=engine, client=client, **arguments)
     assert result.rows == rows
-    sys.stdout.write(str(resident("VmHWM") - before))
+    return resident("VmHWM") - before
 
 
 def resident(name: str) -> int:
@@ -42,4 +58,4 @@ def resident(name: str) -> int:
 
 if __name__ == "__main__":
     services.isolate_environment()
-    main(**json.loads(sys.argv[1]))
+    main()
