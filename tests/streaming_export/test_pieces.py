@@ -97,6 +97,7 @@ def test_pieces_while_others_write(
         holder.check()
         result = publish(store, holder.plan)
     assert result.rows == orders
+    assert json.loads(content(client, bucket, f"{KEY}.manifest.json"))["rows_verified"]
     assert [file.rows for file in result.files] == pytest.approx([orders / 4] * 4, abs=1_000)
     assert rows_of(client, bucket) == [tuple(row) for row in before]
     with engine.connect() as connection:
