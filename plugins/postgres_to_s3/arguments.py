@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from typing import Any
 
 from streaming_export import InvalidArgument
+from streaming_export.export import check_window
 
 _NO_FRAME = "there is no data frame in between"
 _TYPES = f"{_NO_FRAME}: cast columns in the query to change their types"
@@ -113,14 +113,6 @@ def _check_query(query: str) -> None:
 
 
 def _check_window(window: Any, rendered: bool) -> None:
-    allowed = "two times in ISO 8601 with an offset, the first before the second"
-    if not isinstance(window, list | tuple) or len(window) != 2:
-        raise InvalidArgument("window", window, allowed)
-    if any(is_template(one) for one in window) and not rendered:
-        return
-    try:
-        begin, end = (datetime.fromisoformat(one) for one in window)
-        if begin.utcoffset() is None or end.utcoffset() is None or begin >= end:
-            raise ValueError
-    except (TypeError, ValueError):
-        raise InvalidArgument("window", window, allowed) from None
+    pair = isinstance(window, list | tuple) and len(window) == 2
+    if rendered or not pair or not any(map(is_template, window)):
+        check_window(window)
