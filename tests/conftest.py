@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -156,12 +157,32 @@ def client(endpoint: str) -> Any:
     return services.s3_client(endpoint)
 
 
+@pytest.fixture(scope="session")
+def buckets(endpoint: str) -> Iterator[Iterator[str]]:
+    """New buckets, made ahead: before the first object in one, SeaweedFS waits for a fifth of a second."""
+    client = services.s3_client(endpoint)
+
+    def make() -> str:
+        name = f"test-{uuid.uuid4().hex}"
+        client.create_bucket(Bucket=name)
+        client.put_object(Bucket=name, Key="first", Body=b"x")
+        client.delete_object(Bucket=name, Key="first")
+        return name
+
+    def made(ahead: int) -> Iterator[str]:
+        making = [pool.submit(make) for _ in range(ahead)]
+        while True:
+            making.append(pool.submit(make))
+            yield making.pop(0).result()
+
+    with ThreadPoolExecutor(3, thread_name_prefix="buckets") as pool:
+        yield made(ahead=4)
+
+
 @pytest.fixture
-def bucket(client: Any) -> str:
+def bucket(buckets: Iterator[str]) -> str:
     """A new, empty bucket."""
-    name = f"test-{uuid.uuid4().hex}"
-    client.create_bucket(Bucket=name)
-    return name
+    return next(buckets)
 
 
 @pytest.fixture

@@ -630,7 +630,6 @@ _CANCELLED = r"cancelled\. Nothing was published"
 WORKER = [
     Fault("worker", "SIGTERM to the task", _stopped(_ask_to_end), None),
     Fault("worker", "SIGTERM while the store hangs", _stopped_while_the_store_hangs(_ask_to_end), False, _CANCELLED),
-    Fault("worker", "SIGTERM to the worker", _stopped(_shut_down), None),
     Fault("worker", "marked failed, or cleared", _stopped_while_the_store_hangs(_mark_failed), False, _CANCELLED),
     Fault("worker", "execution_timeout", _out_of_time, None),
     Fault(
@@ -642,8 +641,10 @@ WORKER = [
     ),
     Fault("worker", "SIGKILL to the task, as by the kernel when memory is short", _stopped(_kill), None),
     Fault("worker", "SIGKILL while the store hangs", _stopped_while_the_store_hangs(_kill), False),
-    Fault("worker", "SIGKILL to the worker and the task", _stopped(lambda world: world.worker().stop_all()), None),
     Fault("worker", "no more memory for the process", _out_of_memory, None),
+    # After these a new worker has to be started.
+    Fault("worker", "SIGTERM to the worker", _stopped(_shut_down), None),
+    Fault("worker", "SIGKILL to the worker and the task", _stopped(lambda world: world.worker().stop_all()), None),
 ]
 
 FAULTS = [*STORE, *POSTGRES, *TWO, *WORKER]
