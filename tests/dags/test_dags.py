@@ -134,14 +134,6 @@ def test_a_dry_run_of_the_form_as_it_is(orders_export: Any, client: Any, capsys:
     assert keys(client, services.BUCKET) == []
 
 
-def test_totals_are_of_the_day_before(dags: DagBag, orders_export: Any, client: Any) -> None:
-    """A run at 03:00 has the orders of the day that is over."""
-    run = dags.dags["orders_by_status"].test(logical_date=datetime(2026, 11, 5, 3, tzinfo=UTC))
-    assert run.state == "success"
-    assert keys(client, services.BUCKET) == ["orders/by-status/orders-by-status-20261104.csv"]
-    assert len(content(client, services.BUCKET, "orders/by-status/orders-by-status-20261104.csv").splitlines()) > 1
-
-
 def test_bucket_and_prefix_are_variables(
     orders_export: Any, client: Any, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,7 +295,7 @@ def test_a_day_is_put_into_the_analytics_table(
 
 
 def test_a_query_in_a_file(runnable: Callable[[str], Any], client: Any, engine: sa.Engine) -> None:
-    """The .sql file of the example is read, its parameters are filled in, and its rows are the database's."""
+    """The .sql file of the example is read, its parameters are the day before, and its rows are the database's."""
     run = runnable("orders_by_status").test(logical_date=datetime(2026, 11, 6, 3, tzinfo=UTC))
     assert run.state == "success"
     key = "orders/by-status/orders-by-status-20261105.csv"

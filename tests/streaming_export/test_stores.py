@@ -101,6 +101,8 @@ def test_again_and_in_any_order(store: Store, send: Send) -> None:
     assert store.name == "no listing" or open_uploads(store.client, store.bucket) == []
 
 
+# As far as sizes of parts go, the other stores are the moto behind them.
+@pytest.mark.parametrize("endpoint_of", ["seaweedfs", "moto", "equal parts"], indirect=True, scope="module")
 def test_an_estimate_that_was_wrong(
     store: Store, send: Send, exporter: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
