@@ -223,6 +223,7 @@ class Exchange:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a body would wait for the acknowledgement of its headers, 40 ms
     server: _Server
 
     def _serve(self) -> None:
