@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import wait
 from typing import Any
 
 import psycopg2
@@ -15,6 +16,7 @@ import psycopg2.extensions
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
+from streaming_export.cancellation import in_thread
 from streaming_export.errors import DatabaseError
 from streaming_export.postgres.columns import TEXT_SETTINGS
 from streaming_export.postgres.errors import translated
@@ -206,16 +208,8 @@ def _commit_by_itself(connection: Any, record: object) -> None:
 
 
 def _within(seconds: float, actions: list[Callable[[], None]]) -> None:
-    """Run actions in threads: one that waits for the network must not delay the others."""
+    """Run actions in threads: one that waits for the network must not delay the others.
 
-    def run(action: Callable[[], None]) -> None:
-        # A broken connection has nothing left to cancel or close.
-        with contextlib.suppress(sa.exc.SQLAlchemyError, psycopg2.Error):
-            action()
-
-    threads = [threading.Thread(target=run, args=(action,), daemon=True) for action in actions]
-    for thread in threads:
-        thread.start()
-    deadline = time.monotonic() + seconds
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
+    What they raise is ignored: a broken connection has nothing left to cancel or close.
+    """
+    wait([in_thread("connection", action) for action in actions], seconds)
