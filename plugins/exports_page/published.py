@@ -17,7 +17,6 @@ from urllib3.exceptions import HTTPError
 from exports_page.download import headers
 from streaming_export import Bucket, ExportCancelled, ExportedFile, ObjectChanged, StoreError
 from streaming_export.manifest_reader import Manifest
-from streaming_export.s3.codes import GONE, REFUSED
 
 _CHUNK_BYTES = 512 * 1024
 
@@ -94,14 +93,9 @@ class PublishedFile:
             raise self._replaced("it was removed")
         if (found.size, found.etag) != (file.bytes, file.etag):
             raise self._replaced("another export has replaced it")
-        try:
-            self._body = self._bucket.open(
-                file.key, file.etag, None if part.whole else f"bytes={part.first}-{part.last}"
-            )
-        except StoreError as exc:
-            if exc.code in (*REFUSED, *GONE):
-                raise self._replaced("another export has replaced it") from exc
-            raise
+        self._body, opened = self._bucket.open(file.key, None if part.whole else f"bytes={part.first}-{part.last}")
+        if opened != file.etag:
+            raise self._replaced("another export has replaced it")
         self._next = self._take()
         return (200 if part.whole else 206), self.headers()
 

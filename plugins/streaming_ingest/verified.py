@@ -11,7 +11,7 @@ from isal import igzip, isal_zlib
 
 from streaming_export.errors import ExportError, ObjectChanged, StoreError
 from streaming_export.s3.bucket import Bucket
-from streaming_export.s3.codes import GONE, REFUSED, store_error
+from streaming_export.s3.codes import GONE, store_error
 from streaming_export.s3.objects import ExportedFile
 
 _READ_BYTES = 2**18  # small enough for a CPU's cache, large enough to make the calls cheap
@@ -100,14 +100,15 @@ class _Object:
 
     def _open(self, bucket: Bucket) -> Any:
         try:
-            # If the store ignores the condition, the checksum differs.
-            return bucket.open(self._file.key, self._file.etag or None)
+            body, etag = bucket.open(self._file.key)
         except StoreError as exc:
-            if exc.code in REFUSED:
-                raise self.changed("it was replaced (its ETag differs)") from exc
             if exc.code in GONE:
                 raise self.changed("it is gone") from exc
             raise
+        if self._file.etag not in ("", etag):
+            body.close()
+            raise self.changed("it was replaced (its ETag differs)")
+        return body
 
 
 def _decompressed(source: Any, compression: str | None) -> Any:

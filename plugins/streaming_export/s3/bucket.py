@@ -18,7 +18,7 @@ from urllib3.exceptions import HTTPError
 from streaming_export.cancellation import Stop
 from streaming_export.errors import InvalidArgument, StoreError
 from streaming_export.s3 import conditional
-from streaming_export.s3.codes import GONE, REFUSED, store_error
+from streaming_export.s3.codes import GONE, store_error
 from streaming_export.s3.conditional import ANYTHING
 from streaming_export.s3.objects import ObjectInfo
 
@@ -217,23 +217,15 @@ class Bucket:
             if not answer.get("IsTruncated"):
                 return
 
-    def open(self, key: str, etag: str | None = None, range: str | None = None) -> Any:
-        """A body that streams an object.
+    def open(self, key: str, range: str | None = None) -> tuple[Any, str]:
+        """A body that streams an object, and the object's ETag without quotes.
 
-        :param etag: ETag that the object must have, without quotes; None for any.
         :param range: as HTTP writes it, ``bytes=0-99``.
-        :raises StoreError: if the store refused or failed; its code is in `GONE` if there is no object, and in
-            `REFUSED` if its ETag is another.
+        :raises StoreError: if the store refused or failed; its code is in `GONE` if there is no object.
         """
         part: dict[str, Any] = {"Range": range} if range else {}
-        try:
-            return self.request("get_object", key, "reading", **part, **self.condition(etag or ANYTHING))["Body"]
-        except StoreError as exc:
-            found = self.head(key, patient=False) if exc.code in REFUSED else None
-            if found is None or found.etag != etag:
-                raise
-        self.distrust_conditions(f"The store says that {self.url(key)} has changed, but it has not")
-        return self.open(key, None, range)
+        answer = self.request("get_object", key, "reading", **part)
+        return answer["Body"], answer["ETag"].strip('"')
 
     def put(self, key: str, document: bytes, *, replaces: str | None, export_id: str) -> bool:
         """Write a JSON document, unless another writer has changed the object meanwhile; see `conditional.write`.
