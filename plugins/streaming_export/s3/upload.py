@@ -23,7 +23,7 @@ _ABORT_SECONDS = 10.0  # how long an abort waits for parts in flight
 
 
 class Upload:
-    """Writes one object; a context manager that aborts what was not completed. Only one thread may use it.
+    """Writes one object. Only one thread may use it.
 
     Until `complete`, nothing new is visible under the key, and an existing object stays. Content smaller than a part is
     sent by one put. `open` aborts unfinished uploads of the same key: a killed attempt left them behind, or this upload
@@ -191,12 +191,6 @@ class Upload:
             self._log_left(self._parts.upload_id, "not tried, since the store does not answer")
         self._done = True
         return False
-
-    def __enter__(self) -> Upload:
-        return self.open()
-
-    def __exit__(self, _: object, exc: BaseException | None, trace: object) -> None:
-        self.abort(exc)
 
     def _send_part(self) -> None:
         """Send the filled part."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import logging
 import random
@@ -97,10 +98,17 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 patience = PATIENCE_SECONDS
 
 
-def uploading(client: Any, bucket: str, stop: Stop | None = None, export_id: str = OURS, **extra_args: Any) -> Upload:
-    """An upload to a.csv."""
+@contextlib.contextmanager
+def uploading(
+    client: Any, bucket: str, stop: Stop | None = None, export_id: str = OURS, **extra_args: Any
+) -> Iterator[Upload]:
+    """An upload to a.csv, which is aborted at the end if it is not complete."""
     there = Bucket(client, bucket, extra_args, patience).within(stop or Stop())
-    return Upload(there, "a.csv", export_id=export_id)
+    upload = Upload(there, "a.csv", export_id=export_id).open()
+    try:
+        yield upload
+    finally:
+        upload.abort(sys.exception())
 
 
 def send(client: Any, bucket: str, *chunks: bytes, **arguments: Any) -> ExportedFile:
