@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from functools import partial
 from typing import Any
 
 from streaming_export.errors import StoreError
@@ -67,12 +68,10 @@ class FileWriter:
         estimated_bytes: int = 0,
         overwrite: bool = True,
     ) -> None:
-        self._bucket = bucket
+        part_bytes = part_bytes_for(min(estimated_bytes, layout.max_bytes or estimated_bytes))
+        self._upload = partial(Upload, bucket, export_id=export_id, part_bytes=part_bytes, overwrite=overwrite)
         self._key = key
         self._layout = layout
-        self._export_id = export_id
-        self._overwrite = overwrite
-        self._part_bytes = part_bytes_for(min(estimated_bytes, layout.max_bytes or estimated_bytes))
         self._files: list[_File] = []
         self._partial_row = b""
         #: Number of files that are visible.
@@ -141,15 +140,8 @@ class FileWriter:
 
     def _begin(self) -> None:
         key = self._layout.key(self._key, self.opened + 1)
-        upload = Upload(
-            self._bucket,
-            key,
-            export_id=self._export_id,
-            headers=self._layout.headers(key),
-            part_bytes=self._part_bytes,
-            overwrite=self._overwrite,
-        )
-        self._files.append(_File(upload.open(), self._layout.compressor()))
+        upload = self._upload(key, headers=self._layout.headers(key)).open()
+        self._files.append(_File(upload, self._layout.compressor()))
         self._files[-1].write(self._layout.header)
 
     def _write_split(self, data: bytes) -> None:
