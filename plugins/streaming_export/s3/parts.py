@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextvars
 import math
-import threading
 from concurrent.futures import Future, wait
+from functools import partial
 from typing import Any
 
 from isal import isal_zlib
 
-from streaming_export.cancellation import Stopped
+from streaming_export.cancellation import Stopped, in_thread
 from streaming_export.errors import StoreError, VerificationError
 from streaming_export.s3.bucket import Bucket
 from streaming_export.s3.conditional import base64_crc32
@@ -85,11 +84,9 @@ class Parts:
         """
         room = max(1, IN_FLIGHT_BYTES // len(part)) if part else 1
         self._stop.wait_for(lambda: self.in_flight < room)
-        future = Future[dict[str, Any]]()
-        arguments = (self._send, future, self.number + 1, bytes(part) if self._tls else part)
-        # Not an executor's thread: those keep the interpreter from exiting.
-        run = contextvars.copy_context().run
-        threading.Thread(target=run, args=arguments, name=f"part-{self.number + 1}", daemon=True).start()
+        number = self.number + 1
+        future = in_thread(f"part-{number}", partial(self._send, number, bytes(part) if self._tls else part))
+        future.add_done_callback(self._wake)
         self._parts.append(future)
         self._flying.add(future)
         if self._tls:
@@ -120,19 +117,21 @@ class Parts:
         """Wait until the parts in flight have arrived or failed, but at most `seconds`."""
         wait(self._flying, seconds)
 
-    def _send(self, future: Future[dict[str, Any]], number: int, part: bytes | bytearray) -> None:
+    def _send(self, number: int, part: bytes | bytearray) -> dict[str, Any]:
         try:
             sent = self._request(number, part)
         except BaseException as exc:  # any exception ends the export
             if not isinstance(exc, Stopped):
                 self._stop.set(exc)
+            raise
+        if isinstance(part, bytearray):
             with self._stop.changing():
-                future.set_exception(exc)
-        else:
-            with self._stop.changing():
-                if isinstance(part, bytearray):
-                    self._free.append(part)
-                future.set_result(sent)
+                self._free.append(part)
+        return sent
+
+    def _wake(self, part: Future[dict[str, Any]]) -> None:
+        with self._stop.changing():  # whoever waits for parts looks again
+            pass
 
     def _request(self, number: int, part: bytes | bytearray) -> dict[str, Any]:
         doing = f"sending part {number} of"
