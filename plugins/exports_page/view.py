@@ -70,25 +70,36 @@ def page(
         "selected": chosen,
         "live": live if live and access.may_download(live["dag"]) and dag in (None, live["dag"]) else None,
     }
-    if chosen is None:
-        return Answer(answer)
-    group = listing.series[chosen]
-    if wanted:
-        number = group.index(wanted) // PAGE_ROWS + 1
+    if chosen is not None:
+        answer |= _series(catalogue, access, listing.series[chosen], wanted, number)
+    return Answer(answer)
+
+
+def _series(
+    catalogue: Catalogue, access: Access, group: Sequence[Listed], wanted: Listed | None, number: int
+) -> dict[str, Any]:
+    """The rows of one page of a series, and the tiles and charts of its latest exports.
+
+    :param wanted: the export whose page is shown; None: page `number`.
+    """
     pages = max(math.ceil(len(group) / PAGE_ROWS), 1)
-    number = min(number, pages)
+    number = group.index(wanted) // PAGE_ROWS + 1 if wanted else min(number, pages)
     rows = group[(number - 1) * PAGE_ROWS : number * PAGE_ROWS]
     latest = group[: SHOWN + BEFORE]
     read = dict(zip([*rows, *latest], catalogue.entries([*rows, *latest]), strict=True))
     past = history([read[one] for one in latest if access.may_see(read[one].dag) and not read[one].problem])
     unusual = {point.entry.url: point.unusual for point in past.points}
-    return Answer(
-        answer
-        | {"page": number, "pages": pages, "total": len(group), "wanted": wanted.url if wanted else None}
-        | {"rows": [_row(read[one], access, unusual.get(read[one].url, ())) for one in rows]}
-        | {"tiles": _tiles(past), "points": [_point(point) for point in past.points], "missing": past.missing}
-        | {"unread": sum(read[one].problem is not None for one in latest)}
-    )
+    return {
+        "page": number,
+        "pages": pages,
+        "total": len(group),
+        "wanted": wanted.url if wanted else None,
+        "rows": [_row(read[one], access, unusual.get(read[one].url, ())) for one in rows],
+        "tiles": _tiles(past),
+        "points": [_point(point) for point in past.points],
+        "missing": past.missing,
+        "unread": sum(read[one].problem is not None for one in latest),
+    }
 
 
 def details(manifest: Manifest, bucket: Bucket, access: Access) -> Answer:
