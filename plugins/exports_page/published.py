@@ -17,6 +17,10 @@ from urllib3.exceptions import HTTPError
 from exports_page.download import headers
 from streaming_export import Bucket, ExportCancelled, ExportedFile, ObjectChanged, StoreError
 from streaming_export.manifest_reader import Manifest
+from streaming_export.s3.codes import GONE
+
+# The code of a store whose object has none of the bytes that are asked for.
+_OUT_OF_RANGE = "InvalidRange"
 
 _CHUNK_BYTES = 512 * 1024
 
@@ -88,13 +92,15 @@ class PublishedFile:
         :raises ObjectChanged: if the object has another ETag.
         """
         part, file = self._part, self._file
-        found = self._bucket.head(file.key)
-        if found is None:
-            raise self._replaced("it was removed")
-        if (found.size, found.etag) != (file.bytes, file.etag):
-            raise self._replaced("another export has replaced it")
-        self._body, opened = self._bucket.open(file.key, None if part.whole else f"bytes={part.first}-{part.last}")
-        if opened != file.etag:
+        try:
+            self._body, found = self._bucket.open(file.key, None if part.whole else f"bytes={part.first}-{part.last}")
+        except StoreError as exc:
+            if exc.code in GONE:
+                raise self._replaced("it was removed") from exc
+            if exc.code != _OUT_OF_RANGE:
+                raise
+            found = ""  # a smaller object, since the manifest's has these bytes
+        if found != file.etag:
             raise self._replaced("another export has replaced it")
         self._next = self._take()
         return (200 if part.whole else 206), self.headers()
