@@ -117,16 +117,15 @@ def build(
 
 def of_files(bucket: str, files: Sequence[ExportedFile]) -> dict[str, Any]:
     """The part of a manifest that describes its files, which are complete now."""
-    urls = [f"s3://{bucket}/{file.key}" for file in files]
+    described = []
+    for file in files:
+        values = asdict(file)
+        described.append({"url": f"s3://{bucket}/{values.pop('key')}", **values})
     return {
         "entries": [
-            {"url": url, "mandatory": True, "meta": {"content_length": file.bytes}}
-            for url, file in zip(urls, files, strict=True)
+            {"url": file["url"], "mandatory": True, "meta": {"content_length": file["bytes"]}} for file in described
         ],
-        "files": [
-            {"url": url, **{name: value for name, value in asdict(file).items() if name != "key"}}
-            for url, file in zip(urls, files, strict=True)
-        ],
+        "files": described,
         "rows": sum(file.rows for file in files),
         "bytes": sum(file.bytes for file in files),
         "finished_at": datetime.now(UTC).isoformat(),
