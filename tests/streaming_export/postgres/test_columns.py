@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from streaming_export.postgres.query import Source, describe
-from streaming_export.postgres.reader import read_rows
+from streaming_export.postgres.reader import write_rows
 from streaming_export.postgres.sessions import Sessions, begun_by_driver, driver_connection
 from tests.streaming_export.exporting import read
 
@@ -397,9 +397,10 @@ def rows_of(
     for session in readers:
         session.commit()  # for a new snapshot
     query = describe(copying, source, parameters, unique_key)
-    copied = io.BytesIO()
+    copied, written = io.BytesIO(), io.BytesIO()
     driver_connection(copying).cursor().copy_expert(query.copy(), copied)
-    assert b"".join(data for data, _ in read_rows(reading, query, 3)) == copied.getvalue()
+    write_rows(reading, query, 3, written)
+    assert written.getvalue() == copied.getvalue()
     return copied.getvalue()
 
 
