@@ -192,8 +192,9 @@ class Bucket:
 
         def receive(answer: Any) -> tuple[bytes, str]:
             with answer["Body"] as body:
-                # Without a size, botocore checks that the body is complete.
-                return body.read(most if answer["ContentLength"] > most else None), answer["ETag"].strip('"')
+                # Without a number of bytes, botocore checks that the body is complete.
+                fits = answer.get("ContentLength", most + 1) <= most
+                return body.read(None if fits else most), answer["ETag"].strip('"')
 
         try:
             found: tuple[bytes, str] = self.request("get_object", key, "reading", receive=receive)
