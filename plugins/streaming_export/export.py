@@ -146,7 +146,7 @@ class Export:
             with self._failures(files):
                 exported = files.complete() if written else []
         if exported and not self._is_piece:
-            document = self._manifest(csv, exported)
+            document = self._manifest(csv)
             unstopped = self._bucket.within(Stop())  # visible files get their manifest
             with self._failures(files):
                 manifest.publish(unstopped, path, document, before, exported)
@@ -224,12 +224,10 @@ class Export:
             overwrite=self._options.overwrite,
         )
 
-    def _manifest(self, csv: CsvStream, files: Sequence[ExportedFile]) -> dict[str, Any]:
+    def _manifest(self, csv: CsvStream) -> dict[str, Any]:
         options = self._options
         return manifest.build(
             export_id=self._id,
-            bucket=self._bucket.name,
-            files=files,
             rows_verified=csv.verified,
             columns=[(column.name, column.type) for column in csv.query.columns],
             compression=options.compression,

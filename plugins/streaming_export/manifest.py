@@ -46,8 +46,6 @@ def manifest_key(key: str) -> str:
 def build(
     *,
     export_id: str,
-    bucket: str,
-    files: Sequence[ExportedFile],
     rows_verified: bool,
     columns: Sequence[tuple[str, str]],
     compression: str | None,
@@ -62,10 +60,9 @@ def build(
     run: Mapping[str, str | int | None],
     started_at: datetime,
 ) -> dict[str, Any]:
-    """The manifest of an export that is complete.
+    """The manifest of an export, without its files (see `publish`).
 
     :param export_id: the id in the metadata of its objects.
-    :param bucket: name of the bucket.
     :param rows_verified: whether the database counted the same rows.
     :param columns: name and Postgres type of each, in order.
     :param masked: mask of each masked column, by name.
@@ -83,7 +80,6 @@ def build(
     return {
         "manifest_version": VERSION,
         "export_id": export_id,
-        **of_files(bucket, files),
         "rows_verified": rows_verified,
         "columns": [{"name": name, "type": type_name} for name, type_name in columns],
         "csv": {
@@ -194,13 +190,15 @@ def publish(
     Each of the others fails; its retry publishes a matching object and manifest.
 
     :param key: of the manifest.
+    :param document: what `build` gives.
     :param before: the result of `current` before the uploads were opened.
     :param files: all of them, complete.
     :raises Superseded: if another export has replaced an object.
     :raises StoreError: if the store failed.
     :raises Stopped: if the export is stopped.
     """
-    body, replaces, export_id = _encode(document), before, str(document["export_id"])
+    body = _encode({**document, **of_files(bucket.name, files)})
+    replaces, export_id = before, str(document["export_id"])
     for _ in range(_TRIES):
         if bucket.put(key, body, replaces=replaces, export_id=export_id):
             break

@@ -150,7 +150,7 @@ class Holder(Export):
             csv = self._held.enter_context(self._csv)
             _refuse_unfit(csv)
             rows, ranges = self._find_ranges(csv)
-        document = self._manifest(csv, []) | {"rows_verified": True}  # or else it is not published
+        document = self._manifest(csv) | {"rows_verified": True}  # or else it is not published
         return Plan(self._id, self._key, csv.snapshot.id, rows, ranges, document)
 
     def _find_ranges(self, csv: CsvStream) -> tuple[int, tuple[KeyRange, ...]]:
@@ -217,8 +217,7 @@ def publish(bucket: Bucket, plan: Plan) -> ExportResult:
                 f"The pieces have {rows:,} rows, but the database counts {plan.rows:,} in the same snapshot.",
                 f"The unique key must be unique and never NULL. Correct it, and export {bucket.url(plan.key)} again.",
             )
-        document = {**plan.document, **manifest.of_files(bucket.name, files)}
-        manifest.publish(bucket, key, document, before, files)
+        manifest.publish(bucket, key, plan.document, before, files)
     except (Stopped, ExportError) as exc:
         first = bucket.stop.reason or exc
         if isinstance(first, ExportError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -37,7 +38,7 @@ def document(bucket: Bucket, files: Sequence[ExportedFile], **changes: Any) -> d
         "run": {"run": "scheduled"},
         "started_at": NOON,
     }
-    return manifest.build(bucket=bucket.name, files=files, **arguments | changes)
+    return {**manifest.build(**arguments | changes), **manifest.of_files(bucket.name, files)}
 
 
 def publish(bucket: Bucket, rows: Sequence[bytes], key: str = KEY, max_rows: int | None = None) -> dict[str, Any]:
@@ -57,4 +58,6 @@ def publish(bucket: Bucket, rows: Sequence[bytes], key: str = KEY, max_rows: int
     except Stopped:
         assert stop.reason is not None
         raise stop.reason from None
-    return written
+    published = bucket.read(place)
+    assert published is not None
+    return dict(json.loads(published[0]))

