@@ -180,9 +180,13 @@ def buckets(endpoint: str) -> Iterator[Iterator[str]]:
 
 
 @pytest.fixture
-def bucket(buckets: Iterator[str]) -> str:
-    """A new, empty bucket."""
-    return next(buckets)
+def bucket(request: pytest.FixtureRequest, client: Any, endpoint: str) -> str:
+    """A new, empty bucket of the client's store."""
+    if client.meta.endpoint_url == endpoint:
+        return str(next(request.getfixturevalue("buckets")))
+    name = f"test-{uuid.uuid4().hex}"
+    client.create_bucket(Bucket=name)
+    return name
 
 
 @pytest.fixture

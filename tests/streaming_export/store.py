@@ -45,3 +45,13 @@ def record(client: Any) -> list[tuple[str, dict[str, Any]]]:
 def part_number(params: dict[str, Any]) -> int:
     """The number of the part that a request of UploadPart carries."""
     return int(params["query_string"]["partNumber"])
+
+
+def part_sizes(client: Any) -> dict[int, int]:
+    """A dictionary that fills with the sizes of the parts that the client sends, by their numbers.
+
+    They are taken as the parts are sent: the export uses their buffers again, so `record` may show those of others.
+    """
+    sizes: dict[int, int] = {}
+    hook(client, "UploadPart", lambda params: sizes.update({part_number(params): len(params["body"])}))
+    return sizes

@@ -35,7 +35,7 @@ from streaming_export.s3.parts import (
 )
 from streaming_export.s3.upload import Upload
 from tests.conftest import content, keys, open_uploads
-from tests.streaming_export.store import answer, hook, part_number, record, refusal
+from tests.streaming_export.store import answer, hook, part_number, part_sizes, record, refusal
 from tests.streaming_export.waiting import PATIENCE, Running
 
 MiB = 1024 * 1024
@@ -172,9 +172,9 @@ def test_content_smaller_than_a_part_is_one_put(client: Any, bucket: str, size: 
 )
 def test_larger_content_is_a_multipart_upload(client: Any, bucket: str, size: int, parts: int) -> None:
     """Content that fills a part is sent in parts, none of them empty, at whatever size it ends."""
-    requests = record(client)
+    requests, sizes = record(client), part_sizes(client)
     stored = send(client, bucket, DATA[:size])
-    sent = [len(arguments["Body"]) for name, arguments in requests if name == "UploadPart"]
+    sent = list(sizes.values())
     assert "PutObject" not in operations(requests)
     assert (stored.parts, len(sent), sum(sent), min(sent) > 0) == (parts, parts, size, True)
     assert content(client, bucket, "a.csv") == DATA[:size]
