@@ -57,8 +57,9 @@ class PostgresToS3Operator(BaseOperator):
     :param method: ``copy``, or ``rows`` where COPY is not available; the bytes are the same.
     :param yield_per: rows per batch; by default 50,000 for ``copy`` and 5,000 for ``rows``, or what 4 MiB hold of wide
         rows. (templated, in a DAG with ``render_template_as_native_obj``)
-    :param readers: Postgres connections that read at the same time, each a range of the key. With 1, the query is read
-        as one ordered stream, and no value of a row appears in SQL.
+    :param readers: Postgres connections that read at the same time, each a range of the key; by default 2, or 3 if the
+        database takes more than 15 ms to answer. With 1, the query is read as one ordered stream, and no value of a row
+        appears in SQL.
     :param on_empty: if the query returns no rows: ``header`` writes just the header, ``skip`` writes nothing and marks
         the task skipped, ``fail`` fails it.
     :param verify_rows: have the database count the rows of a stream in the same snapshot, and compare; turn it off for
@@ -120,7 +121,7 @@ class PostgresToS3Operator(BaseOperator):
         aws_conn_id: str | None = "aws_default",
         method: Literal["copy", "rows"] = "copy",
         yield_per: int | None = None,
-        readers: int = 2,
+        readers: int | None = None,
         on_empty: Literal["header", "skip", "fail"] = "header",
         verify_rows: bool = True,
         columns: Sequence[str] | None = None,

@@ -25,7 +25,8 @@ class Options:
     :param yield_per: rows per batch; None: 50,000 for "copy", and 5,000 for "rows", which holds a batch in memory; or
         fewer, if the planner expects more than 4 MiB of them.
     :param readers: connections that read at the same time, each a key range of `yield_per` rows; used by "copy" with a
-        unique key. With 1, the query is read as one ordered stream, and no value of a row appears in SQL.
+        unique key. None: 2, or 3 if the database takes more than 15 ms to answer. With 1, the query is read as one
+        ordered stream, and no value of a row appears in SQL.
     :param on_empty: if the query returns no rows: "header" writes just the header, "skip" writes nothing and leaves
         what was there, "fail" raises.
     :param verify_rows: have the database count the rows of a stream in the same snapshot, and compare. Rows of key
@@ -46,7 +47,7 @@ class Options:
 
     method: Method = "copy"
     yield_per: int | None = None
-    readers: int = 2
+    readers: int | None = None
     on_empty: OnEmpty = "header"
     verify_rows: bool = True
     columns: Sequence[str] | None = None
@@ -69,10 +70,10 @@ class Options:
         for name, allowed in choices:
             if (value := getattr(self, name)) not in allowed:
                 raise InvalidArgument(name, value, f"one of {', '.join(map(str, allowed))}")
-        optional = {"yield_per": 10**7, "max_file_rows": 10**12, "max_file_bytes": 5 * 2**40}
-        for name, most in {"readers": 16, **optional, "wait_for_transactions": 7 * 86_400}.items():
+        optional = {"yield_per": 10**7, "readers": 16, "max_file_rows": 10**12, "max_file_bytes": 5 * 2**40}
+        for name, most in {**optional, "wait_for_transactions": 7 * 86_400}.items():
             value = getattr(self, name)
-            if value is None and name != "readers":
+            if value is None:
                 continue
             least = 0 if name == "wait_for_transactions" else 1
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from demo import services
 from demo.embedded_postgres import program
 from orders.models import select_orders
-from streaming_export import DatabaseError, Options
+from streaming_export import DatabaseError
 from tests.conftest import content
 from tests.streaming_export.exporting import export
 
@@ -86,15 +86,14 @@ def test_the_role_has_connections_for_a_worker(exporter: sa.Engine, shop: sa.Eng
         limit = connection.exec_driver_sql(
             f"SELECT rolconnlimit FROM pg_roles WHERE rolname = '{services.EXPORTER}'"
         ).scalar_one()
-        readers = Options().readers
-        assert limit == 16 * (readers + 2)
+        assert limit == 16 * (3 + 2)
         places: dict[str, Any] = {"engine": exporter, "client": client, "bucket": bucket, "unique_key": "id"}
         try:
-            connection.exec_driver_sql(f"{role} {readers + 1}")
-            assert export(select_orders(), key="enough.csv", yield_per=100, **places).rows == ROWS
-            connection.exec_driver_sql(f"{role} {readers}")
+            connection.exec_driver_sql(f"{role} 4")
+            assert export(select_orders(), key="enough.csv", yield_per=100, readers=3, **places).rows == ROWS
+            connection.exec_driver_sql(f"{role} 3")
             with pytest.raises(DatabaseError, match="too many connections") as caught:
-                export(select_orders(), key="more.csv", yield_per=100, **places)
+                export(select_orders(), key="more.csv", yield_per=100, readers=3, **places)
             assert caught.value.transient
         finally:
             connection.exec_driver_sql(f"{role} {limit}")

@@ -28,6 +28,9 @@ KeyRange = tuple[str | None, str | None]
 #: All keys.
 EVERYTHING: KeyRange = (None, None)
 
+#: A database that takes so long to answer is far away.
+FAR_SECONDS = 0.015
+
 _LOOK_SECONDS = 30.0  # how long the owner may look for faults of the key, if the rows are counted anyway
 
 _STOP_SECONDS = 5.0  # how long a stopped reader may take to end before it is left behind
@@ -67,7 +70,7 @@ class Reader:
         self.key_faults: KeyFaults | None = KeyFaults(0, 0) if plan.unique else None
         self._read_ahead = ReadAhead[KeyRange](stop)
         jobs = [("feeder", self._feed)]
-        jobs += [(f"reader-{n}", self._read) for n in range(options.readers if self._ranges else 1)]
+        jobs += [(f"reader-{n}", self._read) for n in range(self._readers() if self._ranges else 1)]
         self._threads = [threading.Thread(target=self._run, args=(job,), name=name, daemon=True) for name, job in jobs]
         self._running = len(self._threads)
         _log_repeats(plan, count)
@@ -179,6 +182,10 @@ class Reader:
 
     def _rows(self, connection: sa.Connection) -> Callable[[KeyRange, BinaryIO], int]:
         return lambda _, writer: write_rows(connection, self._query, self._batch_rows, writer)
+
+    def _readers(self) -> int:
+        """How many read ranges: where each begins with a wait for the network, one more reads meanwhile."""
+        return self._options.readers or (2 if self._snapshot.round_trip() < FAR_SECONDS else 3)
 
     def _can_be_ranges(self, plan: Plan) -> bool:
         """Whether key ranges are possible, and by the planner's estimate not much more expensive than one stream.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import threading
@@ -55,6 +56,8 @@ class Sessions:
         self._ours = threading.local()
         self._connections: list[sa.Connection] = []
         self._pids: list[int] = []
+        #: Seconds that the database takes to answer, at best.
+        self.round_trip = math.inf
         self._cancelled_at: float | None = None
 
     def open(self, lock_timeout: float, *, unless_set: bool = False) -> sa.Connection:
@@ -74,7 +77,9 @@ class Sessions:
         calls.append(sa.func.set_config("lock_timeout", timeout, False))
         arrived = [sa.func.current_setting(name, True) for name in self._secrets]
         connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        asked = time.monotonic()
         pid, *found = connection.execute(sa.select(sa.func.pg_backend_pid(), *arrived, *calls)).one()
+        self.round_trip = min(self.round_trip, time.monotonic() - asked)
         if list(found[: len(arrived)]) != list(self._secrets.values()):
             raise DatabaseError(
                 "The key of the mask 'hash' has not reached the database's session.",

@@ -195,6 +195,10 @@ class Snapshot:
         self.id, taken_at, wal_position, standby, version = exported
         self.info = SnapshotInfo(taken_at, wal_position, standby, version)
 
+    def round_trip(self) -> float:
+        """Seconds that the database takes to answer."""
+        return self._sessions.round_trip
+
     def server(self) -> str:
         """Where the rows come from, for the log."""
         info = driver_connection(self.owner).info

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import time
 from typing import Any
 
 import pytest
@@ -132,6 +133,15 @@ def test_both_methods_give_the_same_file(orders: int, exporter: sa.Engine, reade
 
 
 # Key ranges
+
+
+def test_a_database_that_is_far_away_gets_a_reader_more(numbers: None, exporter: sa.Engine, ranges: None) -> None:
+    """Each range begins with a wait for the network: another reader reads meanwhile."""
+    connected: list[object] = []
+    far = watched(another(exporter), lambda statement: time.sleep(0.03))
+    sa.event.listen(far, "connect", lambda connection, record: connected.append(connection))
+    assert read("SELECT * FROM numbers", engine=far, unique_key="id", yield_per=3) == lines(1, LENGTH)
+    assert len(connected) == 4  # three readers, and the snapshot's owner
 
 
 @pytest.mark.parametrize("readers", [2, 3])
