@@ -193,7 +193,7 @@ class World:
             return answer.fetchall() if answer.description else []
 
     def backends(self, where: str = "true") -> list[int]:
-        """The server's processes that work for our attempts, the snapshot's holder first."""
+        """The server's processes that work for our attempts, the oldest first."""
         ours = f"application_name = '{self.name}' AND {where}"
         return [pid for (pid,) in self.sql(f"SELECT pid FROM pg_stat_activity WHERE {ours} ORDER BY backend_start")]
 

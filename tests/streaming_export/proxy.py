@@ -26,6 +26,7 @@ class Proxy:
         self._open: list[socket.socket] = []
         self._connections: list[tuple[socket.socket, socket.socket]] = []
         self._received = 0
+        self._last: tuple[socket.socket, ...] = ()
         #: What has not happened yet.
         self.events: list[tuple[Callable[[], bool], Callable[[], object]]] = []
         self._deaf = False
@@ -58,6 +59,11 @@ class Proxy:
     def cut(self, number: int) -> None:
         """End a connection, counted from the newest if negative, and leave the others alone."""
         for end in self._connections[number]:
+            _shut(end)
+
+    def cut_last(self) -> None:
+        """End the connection on which the server has sent most recently, and leave the others alone."""
+        for end in self._last:
             _shut(end)
 
     def close(self) -> None:
@@ -108,6 +114,7 @@ class Proxy:
                 self._passing.wait()
                 if from_server:
                     self._received += len(data)
+                    self._last = source, target
                     self._notice()
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)

@@ -248,7 +248,7 @@ def test_a_connection_that_cannot_be_opened(world: World, number: int) -> None:
 def test_a_connection_that_ends_in_the_middle_of_copy(world: World) -> None:
     """The error names what may have ended it while the export waited for the store: the driver says nothing."""
     with proxied(world.engine.url.render_as_string()) as (database, network):
-        network.after_bytes(20_000_000, lambda: network.cut(-1))  # a reader, not the owner
+        network.after_bytes(20_000_000, network.cut_last)
         engine = sa.create_engine(database, poolclass=sa.NullPool)
         told = r"(?s)lost in the middle of COPY.*Nothing was published.*tcp_user_timeout.*waits for a slow store"
         with pytest.raises(DatabaseError, match=told) as caught:
