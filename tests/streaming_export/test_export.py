@@ -360,7 +360,6 @@ def test_good_options_are_accepted(options: dict[str, Any]) -> None:
             )
             for value in (least - 1, int(most.replace(",", "")) + 1, 1.0, "5", True, float("nan"))
         ],
-        ("readers", None, "a whole number from 1 to 16"),
     ],
 )
 def test_bad_options_are_refused(option: str, value: Any, allowed: str) -> None:

@@ -53,7 +53,7 @@ CHANGES = {
     ),
 }
 WAYS: dict[str, dict[str, Any]] = {
-    "ranges": {"unique_key": "id", "options": Options(yield_per=100)},
+    "ranges": {"unique_key": "id", "options": Options(yield_per=100, readers=2)},
     "stream": {"options": Options(verify_rows=False)},
     "rows": {"unique_key": "id", "options": Options(method="rows")},
 }
