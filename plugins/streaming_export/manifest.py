@@ -19,15 +19,12 @@ import boto3
 import psycopg2
 
 from streaming_export.errors import ManifestError, ManifestMissing, StoreError, Superseded, VerificationError
-from streaming_export.manifest_reader import VERSION, Manifest, is_identifier, parse, read
+from streaming_export.manifest_reader import VERSION, parse, read
 from streaming_export.s3.bucket import Bucket, check_key
 from streaming_export.s3.layout import LONGEST_SUFFIX as _LONGEST_FILE_SUFFIX
 from streaming_export.s3.objects import ExportedFile
 
 log = logging.getLogger(__name__)
-
-__all__ = ["LONGEST_SUFFIX", "Manifest", "build", "current", "is_identifier", "loggable", "manifest_key"]
-__all__ += ["move_latest", "of_files", "parse", "publish", "published_by", "read"]
 
 #: By how many bytes the key of any object of an export may be longer than the export's key.
 LONGEST_SUFFIX = _LONGEST_FILE_SUFFIX + len(".manifest.json")

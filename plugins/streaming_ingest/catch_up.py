@@ -10,7 +10,7 @@ from datetime import timedelta
 import psycopg2
 import sqlalchemy as sa
 
-from streaming_export import manifest
+from streaming_export import manifest, manifest_reader
 from streaming_export.errors import ExportError, ManifestError, ManifestInvalid, ManifestMissing
 from streaming_export.postgres.errors import database_error
 from streaming_export.s3.bucket import Bucket
@@ -139,8 +139,8 @@ class _Search:
             yield from (listed for listed in self._bucket.list(prefix) if listed.key.endswith(suffix))
 
 
-def _read(bucket: Bucket, url: str, listed: ObjectInfo) -> manifest.Manifest:
-    read = manifest.read(bucket, url)
+def _read(bucket: Bucket, url: str, listed: ObjectInfo) -> manifest_reader.Manifest:
+    read = manifest_reader.read(bucket, url)
     if read.taken_at > listed.modified + _CLOCKS_DIFFER:
         later = f"its snapshot ({read.taken_at}) is later than the manifest itself ({listed.modified})"
         raise ManifestInvalid(f"The manifest {url} can't be used: {later}.", "Export again to replace it.")

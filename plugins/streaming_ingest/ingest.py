@@ -12,9 +12,9 @@ from typing import Any, Literal
 import psycopg2
 import sqlalchemy as sa
 
-from streaming_export import manifest
+from streaming_export import manifest_reader
 from streaming_export.errors import ExportError, InvalidArgument, ManifestInvalid, VerificationError
-from streaming_export.manifest import Manifest, is_identifier
+from streaming_export.manifest_reader import Manifest, is_identifier
 from streaming_export.postgres.errors import database_error
 from streaming_export.s3.bucket import Bucket
 from streaming_ingest.table import HISTORY, Table
@@ -86,7 +86,7 @@ def ingest(
     started = time.monotonic()
     try:
         check_target(engine, table, schema)
-        read = manifest.read(bucket, manifest_url)
+        read = manifest_reader.read(bucket, manifest_url)
         with _translated(read), engine.begin() as connection:
             target = _table(connection, schema, table, read)
             outcome = _load(target, bucket, add_columns)

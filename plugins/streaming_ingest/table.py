@@ -8,7 +8,7 @@ from typing import Any
 from psycopg2 import sql
 
 from streaming_export.errors import ExportError
-from streaming_export.manifest import Manifest
+from streaming_export.manifest_reader import Manifest
 
 #: The history of loads, a table in the same schema.
 HISTORY = "load_history"

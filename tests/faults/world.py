@@ -29,7 +29,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from demo import services
-from streaming_export import Bucket, ExportError, manifest
+from streaming_export import Bucket, ExportError, manifest_reader
 from streaming_ingest.verified import VerifiedFile
 from tests.conftest import make_exporter
 from tests.faults.outcome import Outcome
@@ -314,7 +314,7 @@ class World:
         if after.manifest is None or self._describes(after):
             return
         bucket = Bucket(self.direct, self.bucket)
-        published = manifest.read(bucket, f"s3://{self.bucket}/{KEY}{MANIFEST}")
+        published = manifest_reader.read(bucket, f"s3://{self.bucket}/{KEY}{MANIFEST}")
         try:
             VerifiedFile(bucket, published.files[0], None).verify()
         except ExportError:

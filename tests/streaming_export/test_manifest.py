@@ -23,6 +23,7 @@ from streaming_export import (
     StoreError,
     Superseded,
     manifest,
+    manifest_reader,
 )
 from streaming_export.s3.bucket import Bucket
 from streaming_export.s3.objects import ExportedFile
@@ -71,7 +72,7 @@ def test_it_is_valid_by_its_schema(there: Bucket, changes: dict[str, Any]) -> No
     written = document(there, FILES, **changes)
     validate(written)
     body = json.dumps(written).encode()
-    read = manifest.parse(body, there.name, there.url(MANIFEST))
+    read = manifest_reader.parse(body, there.name, there.url(MANIFEST))
     assert (read.rows, [file.key for file in read.files]) == (3, [file.key for file in FILES])
     assert (read.unique_key, read.columns) == (changes.get("unique_key", "id"), (("id", "bigint"),))
     assert (read.export_id, read.taken_at) == (written["export_id"], NOON)
@@ -135,7 +136,7 @@ def test_what_is_no_manifest_is_called_that(there: Bucket, client: Any, bucket: 
     for rubbish in no_manifest(content(client, bucket, MANIFEST)):
         client.put_object(Bucket=bucket, Key=MANIFEST, Body=rubbish)
         with pytest.raises(ManifestInvalid, match=rf"^The manifest s3://{bucket}/{MANIFEST} can't be used: .*\.\n"):
-            manifest.read(there, there.url(MANIFEST))
+            manifest_reader.read(there, there.url(MANIFEST))
         with pytest.raises(ManifestInvalid):
             manifest.published_by(there, KEY)
 
@@ -165,13 +166,13 @@ def test_who_published(there: Bucket, client: Any, bucket: str) -> None:
 def test_a_manifest_elsewhere_is_refused(there: Bucket, url: str) -> None:
     """A manifest can't lie outside of the bucket."""
     with pytest.raises(ForeignBucket if "another" in url else ManifestInvalid):
-        manifest.read(there, url.format(bucket=there.name))
+        manifest_reader.read(there, url.format(bucket=there.name))
 
 
 def test_a_manifest_that_is_missing(there: Bucket) -> None:
     """Without a manifest nothing was published."""
     with pytest.raises(ManifestMissing, match="was not published"):
-        manifest.read(there, there.url(MANIFEST))
+        manifest_reader.read(there, there.url(MANIFEST))
 
 
 def test_a_huge_manifest_is_not_read(there: Bucket) -> None:
@@ -180,7 +181,7 @@ def test_a_huge_manifest_is_not_read(there: Bucket) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(ManifestInvalid, match="it has 20,000 bytes or more"):
-            manifest.read(there, there.url(MANIFEST), most=20_000)
+            manifest_reader.read(there, there.url(MANIFEST), most=20_000)
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:
         tracemalloc.stop()
@@ -215,7 +216,7 @@ def test_a_manifest_that_contradicts_is_refused(
     written = document(there, FILES)
     change(written)
     with pytest.raises(error, match=why):
-        manifest.parse(json.dumps(written).encode(), there.name, there.url(MANIFEST))
+        manifest_reader.parse(json.dumps(written).encode(), there.name, there.url(MANIFEST))
 
 
 def test_other_versions_are_read(there: Bucket) -> None:
@@ -224,7 +225,7 @@ def test_other_versions_are_read(there: Bucket) -> None:
     written.pop("export_id")
     written["unique_key"] = {"name": "id", "first": "1", "last": "3"}
     written["columns"][0]["nullable"] = False
-    read = manifest.parse(json.dumps(written).encode(), there.name, there.url(MANIFEST))
+    read = manifest_reader.parse(json.dumps(written).encode(), there.name, there.url(MANIFEST))
     assert (read.export_id, read.unique_key) == (None, "id")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from demo import services
-from streaming_export import ExportError, Superseded, manifest
+from streaming_export import ExportError, Superseded, manifest_reader
 from streaming_export.s3.bucket import Bucket
 from tests.conftest import open_uploads
 from tests.streaming_export.publishing import KEY, MANIFEST, publish
@@ -102,7 +102,7 @@ def attempt(bucket: Bucket, rows: list[bytes], max_rows: int | None) -> ExportEr
 def belong_together(client: Any, bucket: str) -> bool:
     """Whether the visible objects are those that the visible manifest describes."""
     there = Bucket(client, bucket)
-    described = manifest.read(there, there.url(MANIFEST))
+    described = manifest_reader.read(there, there.url(MANIFEST))
     found = [there.head(file.key) for file in described.files]
     return all(info and info.etag == file.etag for info, file in zip(found, described.files, strict=True))
 
@@ -131,7 +131,7 @@ def test_a_manifest_that_was_late_is_written_over(client: Any, bucket: str, meet
     # The other one publishes after this one has looked for a manifest, and before it looks for an object.
     written = publish(Bucket(meeting(keeps, "ListMultipartUploads"), bucket), [b"2\n"])
     there = Bucket(client, bucket)
-    assert manifest.read(there, there.url(MANIFEST)).export_id == written["export_id"]
+    assert manifest_reader.read(there, there.url(MANIFEST)).export_id == written["export_id"]
     assert there.head(KEY).export_id == written["export_id"]
 
 

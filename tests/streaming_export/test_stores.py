@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from botocore.config import Config
 
 from demo import services
-from streaming_export import Bucket, ExportResult, ManifestError, StoreError, manifest, published_by
+from streaming_export import Bucket, ExportResult, ManifestError, StoreError, manifest, manifest_reader, published_by
 from streaming_export.s3 import parts
 from streaming_export.s3.parts import MIN_PART_BYTES
 from tests.conftest import content, open_uploads
@@ -82,7 +82,7 @@ def send(store: Store, exporter: sa.Engine) -> Send:
         body = content(store.client, store.bucket, KEY)
         assert body.count(b"\n") == rows + 1
         assert (result.rows, result.bytes) == (rows, len(body))
-        published = manifest.read(Bucket(store.client, store.bucket), str(result.manifest_url))
+        published = manifest_reader.read(Bucket(store.client, store.bucket), str(result.manifest_url))
         (file,) = published.files
         assert (file.bytes, file.sha256) == (len(body), hashlib.sha256(body).hexdigest())
         assert file.etag == store.client.head_object(Bucket=store.bucket, Key=KEY)["ETag"].strip('"')
