@@ -99,8 +99,8 @@ class PublishedFile:
                 raise self._replaced("it was removed") from exc
             if exc.code != _OUT_OF_RANGE:
                 raise
-            found = ""  # a smaller object, since the manifest's has these bytes
-        if found != file.etag:
+            raise self._replaced("another export has replaced it") from exc  # since the manifest's has these bytes
+        if file.etag and found != file.etag:
             raise self._replaced("another export has replaced it")
         self._next = self._take()
         return (200 if part.whole else 206), self.headers()

@@ -16,7 +16,8 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'orders_exporter') THEN
         -- An export takes a connection for each reader (by default two, or three if the database is far away), one for
         -- the snapshot, and one more briefly when it is stopped: 80 are enough for 16 exports at a time, which is what
-        -- an Airflow Celery worker runs by default. For more: ALTER ROLE orders_exporter CONNECTION LIMIT …; check max_connections, too.
+        -- an Airflow Celery worker runs by default. For more: ALTER ROLE orders_exporter CONNECTION LIMIT …; check
+        -- max_connections, too.
         CREATE ROLE orders_exporter LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION CONNECTION LIMIT 80;
     END IF;
 END

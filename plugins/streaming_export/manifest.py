@@ -209,7 +209,7 @@ def publish(
     try:
         # The store may ignore conditions, or a late export may have replaced an object.
         _check_objects(bucket, export_id, files)
-    except StoreError as exc:
+    except (StoreError, Superseded) as exc:
         exc.during("The files and their manifest are visible; another export may have replaced some of them.", True)
         raise
 

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import BinaryIO, cast
 
 import sqlalchemy as sa
@@ -28,7 +29,7 @@ KeyRange = tuple[str | None, str | None]
 #: All keys.
 EVERYTHING: KeyRange = (None, None)
 
-#: A database that takes so long to answer is far away.
+#: A database that takes so long to answer gets a reader more: each range begins with a wait for the network.
 FAR_SECONDS = 0.015
 
 _LOOK_SECONDS = 30.0  # how long the owner may look for faults of the key, if the rows are counted anyway
@@ -70,7 +71,9 @@ class Reader:
         self.key_faults: KeyFaults | None = KeyFaults(0, 0) if plan.unique else None
         self._read_ahead = ReadAhead[KeyRange](stop)
         jobs = [("feeder", self._feed)]
-        jobs += [(f"reader-{n}", self._read) for n in range(self._readers() if self._ranges else 1)]
+        jobs += [(f"reader-{n}", self._read) for n in range((options.readers or 2) if self._ranges else 1)]
+        if self._ranges and not options.readers and snapshot.round_trip() > FAR_SECONDS:
+            jobs.append(("reader-2", partial(self._read, optional=True)))
         self._threads = [threading.Thread(target=self._run, args=(job,), name=name, daemon=True) for name, job in jobs]
         self._running = len(self._threads)
         _log_repeats(plan, count)
@@ -152,23 +155,27 @@ class Reader:
         if self.key_faults is None:
             log.info("It is not known whether unique_key=%r is unique: %s", self._query.unique_key, why)
 
-    def _read(self) -> None:
-        connection = self._connect()
+    def _read(self, optional: bool = False) -> None:
+        """Read with a connection of its own.
+
+        :param optional: whether to do without, if there is none to be had.
+        """
+        connection = self._connect(optional)
         if connection is None:
             return
         self._read_ahead.work(self._copy(connection) if self._options.method == "copy" else self._rows(connection))
         if self._reader_counts:
             self._count(connection)
 
-    def _connect(self) -> sa.Connection | None:
+    def _connect(self, optional: bool) -> sa.Connection | None:
         """A connection for a reader; None if somebody waits for a lock who lets only the first of them read."""
         try:
             with translated("beginning to read"):
                 return self._snapshot.connect()
         except DatabaseError as exc:
-            if exc.sqlstate != LOCK_NOT_AVAILABLE:
+            if exc.sqlstate != LOCK_NOT_AVAILABLE and not (optional and exc.transient):
                 raise
-            log.warning("Somebody waits for a lock on a table of the query: reading with one connection fewer.")
+            log.warning("Reading with one connection fewer: %s", exc.failed)
             return None
 
     def _copy(self, connection: sa.Connection) -> Callable[[KeyRange, BinaryIO], int]:
@@ -182,10 +189,6 @@ class Reader:
 
     def _rows(self, connection: sa.Connection) -> Callable[[KeyRange, BinaryIO], int]:
         return lambda _, writer: write_rows(connection, self._query, self._batch_rows, writer)
-
-    def _readers(self) -> int:
-        """How many read ranges: where each begins with a wait for the network, one more reads meanwhile."""
-        return self._options.readers or (2 if self._snapshot.round_trip() < FAR_SECONDS else 3)
 
     def _can_be_ranges(self, plan: Plan) -> bool:
         """Whether key ranges are possible, and by the planner's estimate not much more expensive than one stream.

@@ -15,6 +15,7 @@ from typing import Any
 import psycopg2
 import psycopg2.extensions
 import sqlalchemy as sa
+from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.pool import NullPool
 
 from streaming_export.cancellation import in_thread
@@ -165,11 +166,11 @@ def run_sql(connection: sa.Connection, *statements: str) -> Any:
     return connection.execution_options(no_parameters=True).exec_driver_sql(";\n".join(statements))
 
 
-def begun_by_driver(connection: sa.Connection) -> sa.Connection:
+def begun_by_driver(connection: sa.Connection, isolation: IsolationLevel) -> sa.Connection:
     """The connection, whose next statement the driver begins a transaction for: SQLAlchemy's cursors need that."""
     connection.commit()
     # In this order: psycopg2 takes back a default_transaction_read_only that it has set without a transaction.
-    connection = connection.execution_options(isolation_level="REPEATABLE READ")
+    connection = connection.execution_options(isolation_level=isolation)
     return connection.execution_options(postgresql_readonly=True)
 
 

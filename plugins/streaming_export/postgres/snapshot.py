@@ -84,6 +84,7 @@ class Snapshot:
     :param application_name: what ``pg_stat_activity`` shows; Postgres keeps 63 bytes of it.
     :param secrets: settings of each session that no statement may show (see `Sessions`).
     :param imported: id of a snapshot that another transaction of the same database holds; None to take one.
+    :param compiled: whether SQLAlchemy compiles the query, which depends on what it knows of the server.
     """
 
     def __init__(
@@ -93,11 +94,13 @@ class Snapshot:
         application_name: str,
         secrets: Mapping[str, str],
         imported: str | None = None,
+        compiled: bool = True,
     ) -> None:
         if imported is not None and not _ID.fullmatch(str(imported)):
             raise InvalidArgument("snapshot", imported, "what pg_export_snapshot() has returned")
         self._imported = imported
         self._prepare = prepare
+        self._compiled = compiled
         self._sessions = Sessions(engine, application_name, secrets)
         self._spare: list[sa.Connection] = []
         #: Has the server cancel what the connections run; safe from any thread.
@@ -133,11 +136,15 @@ class Snapshot:
 
         :param again: whether to release everything and return False if another session got in between.
         """
-        # The owner begins to connect first: if SQLAlchemy has not seen this server yet, it asks five questions there,
-        # while the query is described here.
+        # If SQLAlchemy has not seen this server yet, it asks five questions on the connection that is there first: most
+        # often the owner's, while the query is described here.
         opening = in_thread("owner", lambda: self._sessions.open(_SECOND_LOCK_SECONDS))
         try:
-            first = begun_by_driver(self._sessions.open(lock_seconds, unless_set=True))
+            # Each statement of READ COMMITTED has a snapshot of its own: those after the first, which waits for the
+            # locks, see the catalog as it is then.
+            first = begun_by_driver(self._sessions.open(lock_seconds, unless_set=True), "READ COMMITTED")
+            if self._compiled:
+                wait([opening])
             self.query, self.plan = self._prepare(first)
         finally:
             wait([opening])
@@ -157,7 +164,7 @@ class Snapshot:
     def _import(self, snapshot: str) -> None:
         """Lock on a connection that has imported the snapshot, then check that its holder was there until then."""
         try:
-            first = begun_by_driver(self._sessions.open(_SECOND_LOCK_SECONDS))
+            first = begun_by_driver(self._sessions.open(_SECOND_LOCK_SECONDS), "REPEATABLE READ")
             run_sql(first, joining(snapshot))
             self.query, self.plan = self._prepare(first)
             self.owner = self._sessions.open(_SECOND_LOCK_SECONDS)

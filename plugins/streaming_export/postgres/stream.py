@@ -146,5 +146,6 @@ def open_csv(
         part = whole.within(*key_range, text_literal(connection))
         return part, plan(connection, part, batch_rows)
 
-    view = Snapshot(engine, prepare, application_name, options.mask_settings(mask_key), snapshot)
+    secrets, compiled = options.mask_settings(mask_key), not isinstance(query, str)
+    view = Snapshot(engine, prepare, application_name, secrets, snapshot, compiled)
     return CsvStream(view, options, stop)

@@ -194,7 +194,7 @@ class Bucket:
             with answer["Body"] as body:
                 # Without a number of bytes, botocore checks that the body is complete.
                 fits = answer.get("ContentLength", most + 1) <= most
-                return body.read(None if fits else most), answer["ETag"].strip('"')
+                return body.read(None if fits else most), answer.get("ETag", "").strip('"')
 
         try:
             found: tuple[bytes, str] = self.request("get_object", key, "reading", receive=receive)
@@ -226,7 +226,7 @@ class Bucket:
         """
         part: dict[str, Any] = {"Range": range} if range else {}
         answer = self.request("get_object", key, "reading", **part)
-        return answer["Body"], answer["ETag"].strip('"')
+        return answer["Body"], answer.get("ETag", "").strip('"')
 
     def put(self, key: str, document: bytes, *, replaces: str | None, export_id: str) -> bool:
         """Write a JSON document, unless another writer has changed the object meanwhile; see `conditional.write`.

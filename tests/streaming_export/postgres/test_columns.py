@@ -359,7 +359,7 @@ def owner(engine: sa.Engine) -> Iterator[sa.Engine]:
 def readers(owner: sa.Engine) -> Iterator[Readers]:
     """Two sessions as an export opens them, one for each method."""
     sessions = Sessions(owner, "test_columns", {})
-    yield begun_by_driver(sessions.open(5.0)), begun_by_driver(sessions.open(5.0))
+    yield begun_by_driver(sessions.open(5.0), "REPEATABLE READ"), begun_by_driver(sessions.open(5.0), "REPEATABLE READ")
     sessions.end()
 
 

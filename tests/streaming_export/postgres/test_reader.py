@@ -7,6 +7,7 @@ import io
 import time
 from typing import Any
 
+import psycopg2
 import pytest
 import sqlalchemy as sa
 
@@ -142,6 +143,23 @@ def test_a_database_that_is_far_away_gets_a_reader_more(numbers: None, exporter:
     sa.event.listen(far, "connect", lambda connection, record: connected.append(connection))
     assert read("SELECT * FROM numbers", engine=far, unique_key="id", yield_per=3) == lines(1, LENGTH)
     assert len(connected) == 4  # three readers, and the snapshot's owner
+
+
+def test_the_reader_more_is_not_needed(
+    numbers: None, exporter: sa.Engine, ranges: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the server has no connection for it, two read; the log says so."""
+    asked: list[object] = []
+
+    def refuse(*_: object) -> None:
+        asked.append(None)
+        if len(asked) == 4:
+            raise psycopg2.OperationalError("too many connections (injected by a test)")
+
+    far = watched(another(exporter), lambda statement: time.sleep(0.03))
+    sa.event.listen(far, "do_connect", refuse)
+    assert read("SELECT * FROM numbers", engine=far, unique_key="id", yield_per=3) == lines(1, LENGTH)
+    assert "Reading with one connection fewer: " in caplog.text
 
 
 @pytest.mark.parametrize("readers", [2, 3])

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from demo import services
 from streaming_export import DatabaseError, Options, open_csv
+from streaming_export.postgres.counting import KeyFaults
 from tests.conftest import let_export
 from tests.streaming_export.postgres.statements import another, watched
 from tests.streaming_export.waiting import PATIENCE, Running, eventually
@@ -135,6 +136,16 @@ def a_table(engine: sa.Engine, table: str) -> Iterator[tuple[sa.Engine, str]]:
     own.dispose()
 
 
+def until_it_waits(engine: sa.Engine) -> None:
+    """Return when an export waits for a lock."""
+    waiting = (
+        f"SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND usename = '{services.EXPORTER}'"
+        " AND application_name = 'streaming_export'"
+    )
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        assert eventually(lambda: connection.exec_driver_sql(waiting).fetchall())
+
+
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize(("table", "change"), CHANGES.values(), ids=CHANGES)
 def test_a_change_that_is_open_is_waited_for(
@@ -145,17 +156,51 @@ def test_a_change_that_is_open_is_waited_for(
         other = Change(own, change)
         other.begin()
         reading = Running(lambda: read(another(exporter, connect_args=search(schema)), way))
-        waiting = (
-            f"SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND usename = '{services.EXPORTER}'"
-            " AND application_name = 'streaming_export'"
-        )
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            assert eventually(lambda: connection.exec_driver_sql(waiting).fetchall())
+        until_it_waits(engine)
         other.end()
         assert reading.ends()
         assert reading.error is None
         assert reading.result == rows_of(own)
         assert len(rows_of(own)) == NEW
+
+
+def test_the_key_is_judged_by_the_table_that_is_read(engine: sa.Engine, exporter: sa.Engine) -> None:
+    """Somebody who drops the key's index and repeats a key is waited for; then the old index proves nothing."""
+
+    def faults() -> KeyFaults | None:
+        place = another(exporter, connect_args=search(schema))
+        with open_csv("SELECT * FROM t", engine=place, unique_key="id", options=Options(readers=1)) as csv:
+            assert b"".join(csv).count(b"\n") == 1 + OLD + 1
+        return csv.key_faults
+
+    with a_table(engine, TABLE) as (own, schema):
+        other = Change(own, "ALTER TABLE t DROP CONSTRAINT t_pkey; INSERT INTO t VALUES (1, 2)")
+        other.begin()
+        reading = Running(faults)
+        until_it_waits(engine)
+        other.end()
+        assert reading.ends()
+        assert (reading.error, reading.result) == (None, KeyFaults(nulls=0, repeated=1))
+
+
+def test_a_function_that_has_become_volatile(engine: sa.Engine, exporter: sa.Engine) -> None:
+    """What the query calls is judged by the functions that it calls, also if they were replaced while it waited."""
+    before = f"{TABLE}; CREATE FUNCTION f(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS 'BEGIN RETURN $1; END'"
+    after = "LOCK TABLE t; CREATE OR REPLACE FUNCTION f(int) RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN $1; END'"
+
+    def repeats() -> str:
+        place = another(exporter, connect_args=search(schema))
+        with open_csv("SELECT id, f(v) AS v FROM t", engine=place, unique_key="id") as csv:
+            return csv.plan.repeats
+
+    with a_table(engine, before) as (own, schema):
+        other = Change(own, after)
+        other.begin()
+        reading = Running(repeats)
+        until_it_waits(engine)
+        other.end()
+        assert reading.ends()
+        assert (reading.error, reading.result) == (None, "never")
 
 
 @pytest.mark.parametrize(("table", "change"), CHANGES.values(), ids=CHANGES)

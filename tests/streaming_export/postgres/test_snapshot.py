@@ -219,7 +219,7 @@ def test_an_export_asks_few_questions_before_it_reads(numbers: None, exporter: s
 def test_a_session_only_reads(exporter: sa.Engine, engine: sa.Engine) -> None:
     """The transaction is read only, whoever begins it, and any other that a query's text could begin."""
     own = Sessions(engine, "test", {})
-    connection, by_driver = own.open(5.0), begun_by_driver(own.open(5.0))
+    connection, by_driver = own.open(5.0), begun_by_driver(own.open(5.0), "REPEATABLE READ")
     connection.exec_driver_sql(BEGIN)
     for one in (connection, by_driver):
         assert one.exec_driver_sql("SHOW transaction_read_only").scalar_one() == "on"
