@@ -15,6 +15,8 @@ from streaming_export.cancellation import Stop, Stopped, cancelled
 from streaming_export.s3 import bucket as bucket_module
 from streaming_export.s3.bucket import ANYTHING, Bucket, check_key
 from tests.conftest import content, keys
+from tests.faults.store_proxy import Exchange
+from tests.stores import stand_in
 from tests.streaming_export.store import answer, hook, record, refusal
 from tests.streaming_export.waiting import Running
 
@@ -236,3 +238,19 @@ def test_uploads_are_listed_page_by_page(client: Any, bucket: str) -> None:
     hook(client, "ListMultipartUploads", lambda params: answer(**pages.pop(0)))
     assert [upload_id for upload_id, _ in Bucket(client, bucket).unfinished_uploads(KEY)] == ["0", "1", "2"]
     assert keys(client, bucket) == []
+
+
+def test_an_object_without_an_etag_is_read(endpoint: str, bucket: str) -> None:
+    """What the store does not say is empty, as in a HEAD and in a manifest."""
+
+    def without_etag(exchange: Exchange) -> None:
+        status, headers, body = exchange.ask()
+        exchange.answer(status, {name: value for name, value in headers.items() if name.lower() != "etag"}, body)
+
+    with stand_in(endpoint, without_etag) as url:
+        there = Bucket(services.s3_client(url), bucket)
+        assert there.put(KEY, b"{}", replaces=ANYTHING, export_id="1")
+        assert there.read(KEY) == (b"{}", "")
+        body, etag = there.open(KEY)
+        with body:
+            assert (body.read(), etag) == (b"{}", "")
