@@ -195,7 +195,7 @@ def test_libpq_options_of_the_connection_reach_the_driver(
     make: Make, orders: int, connection_with: Callable[..., None]
 ) -> None:
     """Options in the connection's extras are used, such as a time-out set by `options`."""
-    connection_with("orders_db", options="-c statement_timeout=1", connect_timeout=7)
+    connection_with("orders_db", options="-c statement_timeout=200", connect_timeout=7)
     with pytest.raises(DatabaseError, match="statement timeout") as caught:
         make(query="SELECT pg_sleep(10)::text AS a", unique_key=None).execute(CONTEXT)
     assert caught.value.sqlstate == "57014"
