@@ -1,31 +1,61 @@
 """Streams Postgres queries into object storage, in flat memory, without Airflow."""
 
-from streaming_export.errors import AlreadyExists as AlreadyExists
-from streaming_export.errors import DatabaseError as DatabaseError
-from streaming_export.errors import EmptyResult as EmptyResult
-from streaming_export.errors import ExportCancelled as ExportCancelled
-from streaming_export.errors import ExportError as ExportError
-from streaming_export.errors import ForeignBucket as ForeignBucket
-from streaming_export.errors import InvalidArgument as InvalidArgument
-from streaming_export.errors import LoginRefused as LoginRefused
-from streaming_export.errors import ManifestError as ManifestError
-from streaming_export.errors import ManifestInvalid as ManifestInvalid
-from streaming_export.errors import ManifestMissing as ManifestMissing
-from streaming_export.errors import ManifestTooNew as ManifestTooNew
-from streaming_export.errors import ObjectChanged as ObjectChanged
-from streaming_export.errors import SnapshotGone as SnapshotGone
-from streaming_export.errors import StoreError as StoreError
-from streaming_export.errors import Superseded as Superseded
-from streaming_export.errors import TransactionsRunning as TransactionsRunning
-from streaming_export.errors import VerificationError as VerificationError
-from streaming_export.export import Export as Export
-from streaming_export.manifest import move_latest as move_latest
-from streaming_export.manifest import published_by as published_by
-from streaming_export.options import Options as Options
-from streaming_export.postgres.stream import CsvStream as CsvStream
-from streaming_export.postgres.stream import open_csv as open_csv
-from streaming_export.report import ExportResult as ExportResult
-from streaming_export.report import Preview as Preview
-from streaming_export.s3.bucket import Bucket as Bucket
-from streaming_export.s3.bucket import check_key as check_key
-from streaming_export.s3.objects import ExportedFile as ExportedFile
+from streaming_export.errors import (
+    AlreadyExists,
+    DatabaseError,
+    EmptyResult,
+    ExportCancelled,
+    ExportError,
+    ForeignBucket,
+    InvalidArgument,
+    LoginRefused,
+    ManifestError,
+    ManifestInvalid,
+    ManifestMissing,
+    ManifestTooNew,
+    ObjectChanged,
+    SnapshotGone,
+    StoreError,
+    Superseded,
+    TransactionsRunning,
+    VerificationError,
+)
+from streaming_export.export import Export
+from streaming_export.manifest import move_latest, published_by
+from streaming_export.options import Options
+from streaming_export.postgres.stream import CsvStream, open_csv
+from streaming_export.report import ExportResult, Preview
+from streaming_export.s3.bucket import Bucket, check_key
+from streaming_export.s3.objects import ExportedFile
+
+__all__ = [
+    "AlreadyExists",
+    "Bucket",
+    "CsvStream",
+    "DatabaseError",
+    "EmptyResult",
+    "Export",
+    "ExportCancelled",
+    "ExportError",
+    "ExportResult",
+    "ExportedFile",
+    "ForeignBucket",
+    "InvalidArgument",
+    "LoginRefused",
+    "ManifestError",
+    "ManifestInvalid",
+    "ManifestMissing",
+    "ManifestTooNew",
+    "ObjectChanged",
+    "Options",
+    "Preview",
+    "SnapshotGone",
+    "StoreError",
+    "Superseded",
+    "TransactionsRunning",
+    "VerificationError",
+    "check_key",
+    "move_latest",
+    "open_csv",
+    "published_by",
+]
