@@ -25,8 +25,8 @@ from demo.locked import locked
 SOCKET = ".s.PGSQL.5432"
 SOCKET_PATH_LIMIT = 103  # bytes; macOS's limit, Linux has 107
 # For data that can be created again: a crash of the machine (not of the server) may damage it.
-# Not without synchronous_commit: right after an asynchronous commit, VACUUM marks no page as visible to all, and index-only
-# scans then read the table.
+# With synchronous_commit: right after an asynchronous commit, VACUUM marks no page as visible to all, and an index-only
+# scan then reads the table.
 THROWAWAY = {"fsync": "off", "full_page_writes": "off"}
 SETTINGS = THROWAWAY | {
     "listen_addresses": "",

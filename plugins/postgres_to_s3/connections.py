@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
@@ -10,6 +14,7 @@ from airflow.providers.postgres.hooks.postgres import PostgresHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.loaders import JSONFileLoader, Loader
 from sqlalchemy.pool import NullPool
 
 from streaming_export import Bucket, InvalidArgument
@@ -74,12 +79,37 @@ def secret(conn_id: str) -> str | None:
     return password
 
 
+class _Models(Loader):
+    """botocore's loader of its models, without the search of 400 services' folders for those that have the file."""
+
+    def list_available_services(self, type_name: str) -> list[str]:
+        return [service.name for path in map(Path, self.search_paths) if path.is_dir() for service in path.iterdir()]
+
+
+class _Files(JSONFileLoader):
+    """botocore's reader of its models, without an OrderedDict for each of their 23,000 objects."""
+
+    def load_file(self, file_path: str) -> Any:
+        for suffix, opened in ((".json", open), (".json.gz", gzip.open)):
+            with contextlib.suppress(FileNotFoundError), opened(file_path + suffix, "rb") as file:
+                return json.load(file)
+        return None
+
+
 class _Hook(S3Hook):
-    """The provider's hook, which looks for the operator's name, for the client's user agent, in the sources of all
-    modules on the call stack: that takes a tenth of a second."""
+    """The provider's hook, made faster: a tenth of an export of a million rows."""
 
     def _get_caller(self, target_function_name: str = "execute") -> str:
+        # For the client's user agent, the provider looks in the sources of all modules on the call stack.
         return "PostgresToS3Operator"
+
+    def get_session(self, region_name: str | None = None, deferrable: bool = False) -> Any:
+        session = super().get_session(region_name, deferrable)
+        botocore = session._session  # boto3 has no other way to it
+        paths = botocore.get_component("data_loader").search_paths
+        models = _Models(paths, _Files(), include_default_search_paths=False)
+        botocore.register_component("data_loader", models)
+        return session
 
 
 def s3_bucket(

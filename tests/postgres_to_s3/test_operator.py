@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import boto3
 import pytest
 import sqlalchemy as sa
 from botocore.exceptions import ClientError
@@ -291,6 +292,27 @@ def test_the_user_agent_names_the_operator(make: Make) -> None:
     for meanwhile in (False, True):
         agent = s3_bucket("exports_s3", "b-1", meanwhile=meanwhile).client.meta.config.user_agent_extra
         assert "Caller/PostgresToS3Operator" in agent
+
+
+def test_the_client_is_made_of_botocores_models(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knows what boto3's own client knows, also if a folder of one's own has a newer model."""
+    from postgres_to_s3 import s3_bucket
+
+    def model(client: Any) -> dict[str, Any]:
+        described: dict[str, Any] = client.meta.service_model._service_description  # there is no public name
+        return described
+
+    theirs, ours = (
+        model(boto3.session.Session().client("s3", "eu-west-1")),
+        model(s3_bucket("exports_s3", "exports").client),
+    )
+    assert ours["shapes"] == theirs["shapes"]
+    assert ours["operations"].keys() == theirs["operations"].keys()
+    newer = tmp_path / "s3" / "2099-01-01"
+    newer.mkdir(parents=True)
+    (newer / "service-2.json").write_text(json.dumps(theirs | {"documentation": "newer"}))
+    monkeypatch.setenv("AWS_DATA_PATH", str(tmp_path))
+    assert model(s3_bucket("exports_s3", "exports").client)["documentation"] == "newer"
 
 
 def test_on_kill(make: Make, orders: int, client: Any, bucket: str, engine: sa.Engine) -> None:
