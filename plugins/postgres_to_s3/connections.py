@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import json
 from collections.abc import Mapping
@@ -18,7 +19,6 @@ from botocore.loaders import JSONFileLoader, Loader
 from sqlalchemy.pool import NullPool
 
 from streaming_export import Bucket, InvalidArgument
-from streaming_export.cancellation import in_thread
 from streaming_export.s3.codes import store_error
 
 if TYPE_CHECKING:
@@ -112,16 +112,13 @@ class _Hook(S3Hook):
         return session
 
 
-def s3_bucket(
-    conn_id: str | None, name: str, extra_args: Mapping[str, Any] | None = None, *, meanwhile: bool = False
-) -> Bucket:
-    """A bucket for an AWS connection, with its endpoint, role and ``config_kwargs``.
+def s3_bucket(conn_id: str | None, name: str, extra_args: Mapping[str, Any] | None = None) -> Bucket:
+    """A bucket for an AWS connection, with its endpoint, role and ``config_kwargs``; the first request logs in.
 
     :param conn_id: None for the machine's own credentials.
     :param extra_args: further arguments of the S3 requests, see `Bucket`.
-    :param meanwhile: have the client made in a thread, and return at once; whoever needs it first waits for it.
     :raises InvalidArgument: if Airflow does not know the connection, or an argument is not allowed.
-    :raises StoreError: if its role may not be assumed; with `meanwhile`, whoever waits for the client gets it.
+    :raises StoreError: by the first request, if its role may not be assumed.
     """
     if conn_id is not None:
         check_connection("aws_conn_id", conn_id)
@@ -129,7 +126,8 @@ def s3_bucket(
     # Airflow's connection is asked for here: in a task, that goes through its supervisor.
     region, config = hook.region_name, _BOTO_DEFAULTS.merge(hook.config)
 
-    def make() -> Any:
+    @functools.cache
+    def client() -> Any:
         try:
             return hook.get_client_type(region, config)
         except (ClientError, BotoCoreError) as exc:
@@ -138,4 +136,4 @@ def s3_bucket(
                 error.remedy = "Correct the login of the connection, or allow it to assume the role."
             raise error from exc
 
-    return Bucket(in_thread("client", make) if meanwhile else make(), name, extra_args)
+    return Bucket(client, name, extra_args)

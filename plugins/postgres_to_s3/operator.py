@@ -190,7 +190,7 @@ class PostgresToS3Operator(BaseOperator):
         with self._reporting(ti):
             self._check(rendered=True)
             # Digits are rendered as an int.
-            bucket = s3_bucket(self.aws_conn_id, str(self.s3_bucket), self.extra_args, meanwhile=True)
+            bucket = s3_bucket(self.aws_conn_id, str(self.s3_bucket), self.extra_args)
             export = self._running = self._export(bucket, ti)
             if self.preview:
                 found = summary.show(self.log, export.preview(), list(self.parameters or {}), self.options.overwrite)

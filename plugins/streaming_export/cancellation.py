@@ -80,6 +80,17 @@ class Stop:
             self.check()
             return bool(holds)
 
+    @contextlib.contextmanager
+    def on_failure(self) -> Iterator[None]:
+        """Set the stop if the block fails: whoever waits for what it does then gets `Stopped`."""
+        try:
+            yield
+        except Stopped:
+            raise
+        except BaseException as exc:  # any exception ends the export
+            self.set(exc)
+            raise
+
     def sleep(self, seconds: float) -> None:
         """Wait for a number of seconds.
 

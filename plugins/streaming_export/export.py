@@ -7,6 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import wait
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from streaming_export import manifest
-from streaming_export.cancellation import Cancellation, Stop, Stopped
+from streaming_export.cancellation import Cancellation, Stop, Stopped, in_thread
 from streaming_export.errors import DatabaseError, EmptyResult, ExportCancelled, ExportError, InvalidArgument
 from streaming_export.options import Options
 from streaming_export.postgres.query import Source
@@ -140,10 +141,12 @@ class Export:
                 with self._csv as csv:
                     log.info("Exporting from %s to %s.", csv.snapshot.server(), self._bucket.url(self._key))
                     csv.begin()
-                    before = manifest.current(self._bucket, path)
                     files = uploads.enter_context(self._writer(csv))
+                    asked = in_thread("store", lambda: self._ask(files, path))
+                    uploads.callback(wait, [asked])  # it may abort uploads that another attempt has begun by then
                     written = self._transfer(csv, files)
             with self._failures(files):
+                before = asked.result()
                 exported = files.complete() if written else []
         if exported and not self._is_piece:
             document = self._manifest(csv)
@@ -170,6 +173,13 @@ class Export:
         self._started_at = datetime.now(UTC)
         timeout = self._options.wait_for_transactions
         self._waited = wait_for_older(self._engine, self._window, timeout, self._application_name, self._stop)
+
+    def _ask(self, files: FileWriter, path: str) -> str | None:
+        """See what the store has, in a thread, while the first rows are read; returns the manifest's ETag."""
+        with self._stop.on_failure():
+            before = manifest.current(self._bucket, path)
+            files.open()
+            return before
 
     def _transfer(self, csv: CsvStream, files: FileWriter) -> bool:
         """Move all bytes; returns whether there is something to publish."""
@@ -211,8 +221,7 @@ class Export:
         return reason if follows else exc
 
     def _layout(self, header: bytes) -> FileLayout:
-        options = self._options
-        return FileLayout(header, options.compression, options.max_file_rows, options.max_file_bytes)
+        return FileLayout(header, self._options.compression, self._options.max_file_rows, self._options.max_file_bytes)
 
     def _writer(self, csv: CsvStream) -> FileWriter:
         return FileWriter(

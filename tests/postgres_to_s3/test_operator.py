@@ -289,9 +289,7 @@ def test_the_user_agent_names_the_operator(make: Make) -> None:
     """As that of Airflow's own hook does."""
     from postgres_to_s3 import s3_bucket
 
-    for meanwhile in (False, True):
-        agent = s3_bucket("exports_s3", "b-1", meanwhile=meanwhile).client.meta.config.user_agent_extra
-        assert "Caller/PostgresToS3Operator" in agent
+    assert "Caller/PostgresToS3Operator" in s3_bucket("exports_s3", "b-1").client.meta.config.user_agent_extra
 
 
 def test_the_client_is_made_of_botocores_models(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

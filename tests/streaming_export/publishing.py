@@ -50,6 +50,7 @@ def publish(bucket: Bucket, rows: Sequence[bytes], key: str = KEY, max_rows: int
         before = manifest.current(bucket, place)
         layout = FileLayout(b"id\n", max_rows=max_rows)
         with FileWriter(bucket, key, layout, export_id=export_id) as writer:
+            writer.open()
             for row in rows:
                 writer.write(row, 1)
             files = writer.complete()

@@ -31,10 +31,11 @@ from streaming_export import (
     StoreError,
     VerificationError,
 )
+from streaming_export.s3.parts import MIN_PART_BYTES
 from tests.conftest import content, keys, open_uploads
 from tests.streaming_export.conftest import LENGTH, Execute, lines
 from tests.streaming_export.exporting import export, new_export
-from tests.streaming_export.store import Answer, hook
+from tests.streaming_export.store import Answer, hook, record
 from tests.streaming_export.waiting import PATIENCE, Running, eventually
 
 KEY = "some/file.csv"
@@ -132,6 +133,32 @@ def test_result_and_manifest_say_whether_rows_were_counted(
     assert manifest(client, bucket)["rows_verified"] is verified
     result, _ = exported(query, verify_rows=False)
     assert result.rows_verified is False
+
+
+def test_rows_are_read_while_the_store_is_asked(
+    engine: sa.Engine, exporter: sa.Engine, client: Any, bucket: str
+) -> None:
+    """They fill the first part, and then wait: nothing is sent before the store has said what is there."""
+    hooked = services.s3_client(client.meta.endpoint_url)
+    requests = record(hooked)
+    copied, seen = [0], list[Any]()
+
+    def reading_waits() -> bool:
+        with engine.connect() as connection:
+            sent = "SELECT bytes_processed FROM pg_stat_progress_copy JOIN pg_stat_activity USING (pid)"
+            mine = f"{sent} WHERE application_name = 'reading'"
+            copied.append(connection.exec_driver_sql(mine).scalar() or 0)
+        return copied[-1] == copied[-2] > MIN_PART_BYTES
+
+    def delay(params: dict[str, Any]) -> Answer:
+        seen.append((eventually(reading_waits), [name for name, _ in requests]))
+        return None
+
+    hook(hooked, "ListMultipartUploads", delay)
+    query = "SELECT i, repeat('x', 1000000) AS x FROM generate_series(1, 40) AS i"
+    result = export(query, engine=exporter, client=hooked, bucket=bucket, key=KEY, application_name="reading")
+    assert seen == [(True, ["GetObject", "ListMultipartUploads"])]
+    assert (result.rows, result.bytes) == (40, len(content(client, bucket, KEY)))
 
 
 def test_what_a_transaction_commits_meanwhile_is_not_in_the_file(

@@ -61,6 +61,7 @@ class Shop:
         export_id, place = uuid.uuid4().hex, manifest.manifest_key(key)
         before = manifest.current(self.bucket, place)
         with FileWriter(self.bucket, key, FileLayout(b"id,v\n"), export_id=export_id) as writer:
+            writer.open()
             writer.write("".join(f"{id},{text}\n" for id, text in rows.items()).encode(), len(rows))
             files = writer.complete()
         snapshot = {"wal_position": None, "standby": False, "server_version": "18.0"}

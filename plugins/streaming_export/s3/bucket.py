@@ -7,7 +7,6 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableSequence
-from concurrent.futures import Future
 from datetime import datetime
 from typing import Any
 
@@ -66,9 +65,10 @@ class _Quirks:
 class Bucket:
     """A bucket. A request that fails transiently is repeated, with growing pauses.
 
-    :param client: a boto3 S3 client, or the future of one; its own time-outs and retries come in addition. With boto3's
-        defaults a silent store is given up after six minutes; ``Config(connect_timeout=10, read_timeout=20,
-        retries={"total_max_attempts": 1})``, which the operator uses, makes that two.
+    :param client: a boto3 S3 client, or a function that gives it when it is first needed, while rows are read already.
+        Its own time-outs and retries come in addition. With boto3's defaults a silent store is given up after six
+        minutes; ``Config(connect_timeout=10, read_timeout=20, retries={"total_max_attempts": 1})``, which the operator
+        uses, makes that two.
     :param name: of the bucket.
     :param extra_args: further arguments of the requests by their boto3 names, such as ``ServerSideEncryption``,
         ``SSEKMSKeyId``, ``ACL``, ``StorageClass``, ``Metadata``; each goes to every request that knows it.
@@ -78,7 +78,7 @@ class Bucket:
 
     def __init__(
         self,
-        client: Any | Future[Any],
+        client: Any | Callable[[], Any],
         name: str,
         extra_args: Mapping[str, Any] | None = None,
         patience: float = PATIENCE_SECONDS,
@@ -92,7 +92,7 @@ class Bucket:
         self.extra_args: Mapping[str, Any] = dict(extra_args or {})
         self.stop = Stop()
         self._quirks = _Quirks()
-        if self.extra_args:  # without any, nobody waits for the client here
+        if self.extra_args:  # without any, the client is not needed here
             known = (self._members("create_multipart_upload") & self._members("put_object")) - {"Bucket", "Key"}
             if unknown := sorted(self.extra_args.keys() - known):
                 raise InvalidArgument("extra_args", unknown, f"names out of {sorted(known)}")
@@ -102,8 +102,8 @@ class Bucket:
 
     @property
     def client(self) -> Any:
-        """The boto3 client, once it is made."""
-        return self._client.result() if isinstance(self._client, Future) else self._client
+        """The boto3 client."""
+        return self._client() if callable(self._client) else self._client
 
     def within(self, stop: Stop) -> Bucket:
         """The same bucket, but once `stop` is set its pauses between tries raise `Stopped`."""

@@ -91,6 +91,14 @@ class FileWriter:
         self._begin()
         return self
 
+    def open(self) -> None:
+        """Look at what is there; another thread may do it, while the first file is written. Nothing is sent before.
+
+        :raises StoreError: see `Upload.open`.
+        :raises AlreadyExists: see `Upload.open`.
+        """
+        self._files[0].upload.open()
+
     def write(self, data: bytes, rows: int) -> None:
         """Add bytes of rows.
 
@@ -140,7 +148,9 @@ class FileWriter:
 
     def _begin(self) -> None:
         key = self._layout.key(self._key, self.opened + 1)
-        upload = self._upload(key, headers=self._layout.headers(key)).open()
+        upload = self._upload(key, headers=self._layout.headers(key))
+        if self._files:
+            upload.open()
         self._files.append(_File(upload, self._layout.compressor()))
         self._files[-1].write(self._layout.header)
 

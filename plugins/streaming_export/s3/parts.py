@@ -9,7 +9,7 @@ from typing import Any
 
 from isal import isal_zlib
 
-from streaming_export.cancellation import Stopped, in_thread
+from streaming_export.cancellation import in_thread
 from streaming_export.errors import StoreError, VerificationError
 from streaming_export.s3.bucket import Bucket
 from streaming_export.s3.conditional import base64_crc32
@@ -118,12 +118,8 @@ class Parts:
         wait(self._flying, seconds)
 
     def _send(self, number: int, part: bytes | bytearray) -> dict[str, Any]:
-        try:
+        with self._stop.on_failure():
             sent = self._request(number, part)
-        except BaseException as exc:  # any exception ends the export
-            if not isinstance(exc, Stopped):
-                self._stop.set(exc)
-            raise
         if isinstance(part, bytearray):
             with self._stop.changing():
                 self._free.append(part)

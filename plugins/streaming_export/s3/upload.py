@@ -27,8 +27,9 @@ class Upload:
 
     Until `complete`, nothing new is visible under the key, and an existing object stays. Content smaller than a part is
     sent by one put. `open` aborts unfinished uploads of the same key: a killed attempt left them behind, or this upload
-    supersedes them. The object is replaced only if it is still the one that `open` saw. The store gets a CRC32 of each
-    part and of the whole object, and refuses what differs (Amazon S3 User Guide, "Checking object integrity").
+    supersedes them; nothing is sent before. The object is replaced only if it is still the one that `open` saw. The
+    store gets a CRC32 of each part and of the whole object, and refuses what differs (Amazon S3 User Guide, "Checking
+    object integrity").
 
     :param bucket: with the export's `stop`: a part that can't be sent sets it; waiting for parts then raises `Stopped`.
     :param export_id: id of the export, for the object's metadata.
@@ -63,10 +64,10 @@ class Upload:
         self.size = 0
         self._sha256 = hashlib.sha256()
         self._crc32 = 0
-        self._done = self._finished = False
+        self._opened = self._done = self._finished = False
 
-    def open(self) -> Upload:
-        """Look at the existing object. The caller must call `complete` or `abort`.
+    def open(self) -> None:
+        """Look at the existing object; another thread may do it, while the first part is filled.
 
         :raises StoreError: if the bucket does not exist, or the store does not answer.
         :raises AlreadyExists: if an object exists, and `overwrite` is False.
@@ -94,7 +95,8 @@ class Upload:
             # S3 does not say whether there is an object: without s3:ListBucket (403), or without its SSE-C key (400).
             if exc.transient:
                 raise
-        return self
+        with self._stop.changing():
+            self._opened = True
 
     def write(self, data: bytes) -> None:
         """Add bytes to the object; waits while the maximum of parts is in flight.
@@ -151,7 +153,7 @@ class Upload:
         :raises VerificationError: if the stored object is not what was sent.
         :raises Stopped: if the export is stopped.
         """
-        self._bucket.stop.check()
+        self._bucket.stop.wait_for(lambda: self._opened)
         sent = Sent(self._export_id, self.size, base64_crc32(self._crc32))
         if not self._publish(sent):
             if not self._overwrite:
@@ -204,7 +206,7 @@ class Upload:
             self._part = bytearray(size)
 
     def _start(self) -> Parts:
-        self._stop.check()
+        self._stop.wait_for(lambda: self._opened)
         arguments = {**self._headers, **self._checksum(ChecksumAlgorithm="CRC32")}
         metadata = self._bucket.metadata(self._export_id)
         answer = self._bucket.request("create_multipart_upload", self.key, "starting", Metadata=metadata, **arguments)

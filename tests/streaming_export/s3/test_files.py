@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -52,8 +53,11 @@ def write(client: Any, bucket: str) -> Callable[..., list[ExportedFile]]:
     return run
 
 
-def writer(client: Any, bucket: str, key: str, layout: FileLayout, estimate: int = 0) -> FileWriter:
-    return FileWriter(Bucket(client, bucket), key, layout, export_id="e", estimated_bytes=estimate)
+@contextlib.contextmanager
+def writer(client: Any, bucket: str, key: str, layout: FileLayout, estimate: int = 0) -> Iterator[FileWriter]:
+    with FileWriter(Bucket(client, bucket), key, layout, export_id="e", estimated_bytes=estimate) as files:
+        files.open()
+        yield files
 
 
 def pieces(data: bytes, size: int) -> Iterator[tuple[bytes, int]]:
@@ -190,8 +194,8 @@ def test_no_file_is_visible_before_all_are_written(client: Any, bucket: str) -> 
 def test_a_failure_between_files_says_how_many_are_visible(client: Any, bucket: str) -> None:
     """Files become visible one after the other: an error has the number of those that are."""
     hook(client, "PutObject", lambda params: refusal("QuotaFull"))  # of the last file
-    files = writer(client, bucket, "a.csv", FileLayout(HEADER, max_rows=1))
-    with pytest.raises(StoreError, match="QuotaFull"), files:  # noqa: PT012
+    writing = writer(client, bucket, "a.csv", FileLayout(HEADER, max_rows=1))
+    with pytest.raises(StoreError, match="QuotaFull"), writing as files:  # noqa: PT012
         for row in ROWS[:3]:
             files.write(row, 1)
         files.complete()

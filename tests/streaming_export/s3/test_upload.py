@@ -104,7 +104,8 @@ def uploading(
 ) -> Iterator[Upload]:
     """An upload to a.csv, which is aborted at the end if it is not complete."""
     there = Bucket(client, bucket, extra_args, patience).within(stop or Stop())
-    upload = Upload(there, "a.csv", export_id=export_id).open()
+    upload = Upload(there, "a.csv", export_id=export_id)
+    upload.open()
     try:
         yield upload
     finally:
