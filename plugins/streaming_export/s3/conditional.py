@@ -84,18 +84,27 @@ def write(
     if condition and isinstance(error, StoreError) and error.code in (*REFUSED, *UNSUPPORTED):
         why = f"The store has no conditional writes ({error.code})"
         if error.code in REFUSED:
-            found, seen = _look(bucket, key)
-            if sent.wrote(found):
+            ours, unchanged = _look(bucket, key, sent, replaces)
+            if ours:
                 return True
             # Ceph RGW compares an ETag in quotes with one without, so a refusal counts only if the object has changed.
-            if not seen or (found.etag if found else None) != replaces:
-                return _refused(sent.wrote(found) if seen else None, failures, error)
+            if not unchanged:
+                if ours is None and not all(map(is_answer, failures)):
+                    # An earlier try, whose answer was lost, may have changed it.
+                    error.transient, error.remedy = True, "Retry."
+                    error.during(_UNKNOWN, None)
+                    raise error
+                return False
             why = f"The store says that {bucket.url(key)} has changed, but it has not"
         bucket.distrust_conditions(why)
         arguments |= {"hopeless": hopeless, "give_up": give_up}
         return write(bucket, operation, key, doing, sent=sent, replaces=ANYTHING, **arguments)
-    if _is_visible(bucket, key, sent, replaces, certain=give_up() or all(map(is_answer, failures)), error=error):
+    certain = give_up() or all(map(is_answer, failures))  # no request is still on its way
+    ours, unchanged = _look(bucket, key, sent, replaces)
+    if ours:
         return True
+    if not certain or (ours is None and not unchanged):
+        _say(bucket, error, _UNKNOWN, None)
     raise error
 
 
@@ -111,9 +120,7 @@ def check_visible(bucket: Bucket, key: str, sent: Sent) -> str:
     try:
         found = bucket.head(key)
     except (StoreError, Stopped) as exc:
-        reason = exc if isinstance(exc, StoreError) else bucket.stop.reason
-        if isinstance(reason, ExportError):
-            reason.during("The object is visible but not verified.", True)
+        _say(bucket, exc, "The object is visible but not verified.", True)
         raise
     if found is None:
         raise VerificationError(
@@ -134,36 +141,17 @@ def check_visible(bucket: Bucket, key: str, sent: Sent) -> str:
     return found.etag
 
 
-def _refused(ours: bool | None, failures: list[BaseException], error: StoreError) -> bool:
-    """False; raises the error if an earlier try of this write, whose answer was lost, may have changed the object."""
-    if ours is None and not all(map(is_answer, failures)):
-        error.transient, error.remedy = True, "Retry."
-        error.during(_UNKNOWN, None)
-        raise error
-    return False
+def _say(bucket: Bucket, error: StoreError | Stopped, state: str, published: bool | None) -> None:
+    """Have an error, or the reason of a stop, say what is visible."""
+    reason = error if isinstance(error, StoreError) else bucket.stop.reason
+    if isinstance(reason, ExportError):
+        reason.during(state, published)
 
 
-def _is_visible(
-    bucket: Bucket, key: str, sent: Sent, replaces: str | None, *, certain: bool, error: StoreError | Stopped
-) -> bool:
-    """Whether the object is visible despite an error; if that is unknown, the error gets to say so.
-
-    :param certain: whether no request is still on its way.
-    """
-    found, seen = _look(bucket, key)
-    visible = sent.wrote(found) if seen else None
-    if visible is None and found is not None and found.etag == replaces:
-        visible = False
-    if visible is None or (not visible and not certain):
-        reason = error if isinstance(error, StoreError) else bucket.stop.reason
-        if isinstance(reason, ExportError):
-            reason.during(_UNKNOWN, None)
-    return bool(visible)
-
-
-def _look(bucket: Bucket, key: str) -> tuple[ObjectInfo | None, bool]:
-    """The object that is there after a failure, and whether the store answered."""
+def _look(bucket: Bucket, key: str, sent: Sent, replaces: str | None) -> tuple[bool | None, bool]:
+    """After a failure: whether the object is the one that was sent, None if unknown; and whether it is unchanged."""
     try:
-        return bucket.head(key, patient=False), True
+        found = bucket.head(key, patient=False)
     except StoreError:
         return None, False
+    return sent.wrote(found), (found.etag if found else None) == replaces
