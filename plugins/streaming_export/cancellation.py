@@ -63,22 +63,18 @@ class Stop:
 
         :raises Stopped: if the export is stopped.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self.reason is not None or condition())
-            self.check()
+        with self.changing():
+            self.wait_for(condition)
             yield
-            self._changed.notify_all()
 
-    def wait_for(self, condition: Callable[[], object], timeout: float | None = None) -> bool:
-        """Wait until a condition holds; it is evaluated under the lock of `changing`.
+    def wait_for(self, condition: Callable[[], object], timeout: float | None = None) -> None:
+        """Wait until a condition holds, but at most `timeout` seconds; it is evaluated under the lock of `changing`.
 
-        :returns: False if it did not hold within `timeout` seconds.
         :raises Stopped: if the export is stopped.
         """
         with self._changed:
-            holds = self._changed.wait_for(lambda: self.reason is not None or condition(), timeout)
+            self._changed.wait_for(lambda: self.reason is not None or condition(), timeout)
             self.check()
-            return bool(holds)
 
     @contextlib.contextmanager
     def on_failure(self) -> Iterator[None]:

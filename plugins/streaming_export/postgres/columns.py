@@ -96,12 +96,14 @@ def file_columns(
     """
     names = [column.name for column in description]
     _check_columns(names, unique_key)
-    _check_options(names, unique_key, options)
+    in_file = _names_in_file(names, unique_key, options)
     types = _types(connection, {column.type_code for column in description})
     described = {column.name: column for column in description}
-    wanted = [name for name in options.columns or names if options.mask.get(name) != "drop"]
-    in_file = tuple(_in_file(described[name], types, options) for name in wanted)
-    return in_file, _key(described[unique_key]) if unique_key is not None else None
+    columns = tuple(_in_file(described[name], types, options) for name in in_file)
+    if unique_key is None:
+        return columns, None
+    key = described[unique_key]
+    return columns, Key(key.name, key.type_code, (key.table_oid or 0, key.table_column or 0))
 
 
 def quoted(identifier: str) -> str:
@@ -118,7 +120,8 @@ def _check_columns(names: list[str], unique_key: str | None) -> None:
         raise InvalidArgument("unique_key", unique_key, f"one of the query's columns {names}")
 
 
-def _check_options(names: list[str], unique_key: str | None, options: Options) -> None:
+def _names_in_file(names: list[str], unique_key: str | None, options: Options) -> list[str]:
+    """Names of the columns in the file, in order."""
     wanted = list(options.columns or names)
     if unknown := [name for name in wanted if name not in names]:
         raise InvalidArgument("columns", unknown, f"names of the query's columns {names}")
@@ -131,6 +134,7 @@ def _check_options(names: list[str], unique_key: str | None, options: Options) -
         raise InvalidArgument(
             "unique_key", unique_key, f"one of the columns in the file {in_file}, and not redacted: it orders the rows"
         )
+    return in_file
 
 
 def _types(connection: sa.Connection, oids: set[int]) -> dict[int, sa.Row[Any]]:
@@ -156,7 +160,3 @@ def _in_file(described: Any, types: Mapping[int, sa.Row[Any]], options: Options)
     if options.spreadsheet_safe and holds_text(type_.name, type_.category):
         return Column(name, "text", _TEXT_OID, spreadsheet_safe(text))
     return Column(name, type_.name, oid, text)
-
-
-def _key(described: Any) -> Key:
-    return Key(described.name, described.type_code, (described.table_oid or 0, described.table_column or 0))

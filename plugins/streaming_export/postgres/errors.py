@@ -90,7 +90,7 @@ def database_error(doing: str, exc: BaseException) -> DatabaseError:
 
     :param doing: what was being done, as in "running the query".
     """
-    message, sqlstate = _loggable_message(exc)
+    message, sqlstate = _loggable_message(exc), sqlstate_of(exc)
     if sqlstate is None and (found := _NOT_CONNECTED.match(message)):
         return _not_connected(found["server"], found["why"])
     transient = sqlstate is None or sqlstate.startswith(TRANSIENT)
@@ -119,21 +119,24 @@ def _not_connected(server: str, why: str) -> DatabaseError:
 
 def sqlstate_of(exc: BaseException) -> str | None:
     """The SQLSTATE of an error of the driver or of SQLAlchemy; None if the server sent none."""
-    cause = exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
-    state: str | None = getattr(getattr(cause, "diag", None), "sqlstate", None)
+    state: str | None = getattr(getattr(_of_driver(exc), "diag", None), "sqlstate", None)
     return state
 
 
-def _loggable_message(exc: BaseException) -> tuple[str, str | None]:
-    """The message of an error that may be logged, and its SQLSTATE.
+def _of_driver(exc: BaseException) -> BaseException:
+    """The driver's error, which SQLAlchemy may have wrapped."""
+    return exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
+
+
+def _loggable_message(exc: BaseException) -> str:
+    """The message of an error, as it may be logged.
 
     Only the server's primary message and SQLSTATE are kept: DETAIL, CONTEXT and the line of SQL that libpq appends may
     contain values of rows and parameters.
     """
-    cause = exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
+    cause, sqlstate = _of_driver(exc), sqlstate_of(exc)
     diag = getattr(cause, "diag", None)
-    message = getattr(diag, "message_primary", None)
-    sqlstate = getattr(diag, "sqlstate", None)
+    message: str | None = getattr(diag, "message_primary", None)
     if not message:
         # From the driver or the network, not from the server; the first line says what failed.
         message = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
@@ -141,7 +144,7 @@ def _loggable_message(exc: BaseException) -> tuple[str, str | None]:
         message = f"{type(cause).__name__} (the message is left out, since it may quote a value)"
     elif not _points_at_a_name(exc, diag):
         message = re.sub('".*"', '"…"', message, flags=re.DOTALL)
-    return f"{message} (SQLSTATE {sqlstate})" if sqlstate else message, sqlstate
+    return f"{message} (SQLSTATE {sqlstate})" if sqlstate else message
 
 
 def _points_at_a_name(exc: BaseException, diag: Any) -> bool:

@@ -74,7 +74,7 @@ class ReadAhead(Generic[Task]):
                     raw.piece.rows = rows
         finally:
             # What is left of a task that failed must not be flushed when the writer is collected.
-            raw.close()
+            raw.closed = True
 
     def __iter__(self) -> Iterator[tuple[bytes, int]]:
         """Bytes, with the number of rows of the task if they are its last ones, and 0 otherwise.
@@ -122,7 +122,8 @@ class ReadAhead(Generic[Task]):
 class _Handover:
     """The raw stream below a reader's buffer: passes what is written on to the `ReadAhead`.
 
-    `io.BufferedWriter` asks for `closed` with each row, which costs more in a subclass of `io.RawIOBase`.
+    It has only what `io.BufferedWriter` uses: that asks for `closed` with each row, which costs more in a subclass of
+    `io.RawIOBase`.
     """
 
     closed = False
@@ -134,15 +135,6 @@ class _Handover:
 
     def writable(self) -> bool:
         return True
-
-    def seekable(self) -> bool:
-        return False
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self.closed = True
 
     def write(self, data: Any) -> int:
         view = memoryview(data)

@@ -65,7 +65,7 @@ class Sessions:
         """A connection that begins no transaction by itself, see `BEGIN`; to be used by one thread.
 
         :param lock_timeout: seconds that a statement may wait for a lock.
-        :param unless_set: whether the role's own setting takes precedence.
+        :param unless_set: whether a setting of the role, the database or the connection takes precedence.
         :raises DatabaseError: if the secrets have not arrived.
         """
         with translated("connecting to the database"):
@@ -73,8 +73,9 @@ class Sessions:
         self._connections.append(connection)
         driver_connection(connection).set_client_encoding("UTF8")
         calls = [sa.func.set_config(name, value, False) for name, value in self._settings.items()]
-        timeout = f"{lock_timeout:.0f}s"
-        timeout = _unless_set("lock_timeout", timeout) if unless_set else timeout
+        timeout: Any = f"{lock_timeout:.0f}s"
+        if unless_set:
+            timeout = sa.func.coalesce(sa.func.nullif(sa.func.current_setting("lock_timeout"), "0"), timeout)
         calls.append(sa.func.set_config("lock_timeout", timeout, False))
         arrived = [sa.func.current_setting(name, True) for name in self._secrets]
         connection = connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -154,11 +155,6 @@ def unpooled(engine: sa.Engine, connect: Callable[[], Any] | None = None) -> sa.
     """
     pool = NullPool(connect or (lambda: _new_connection(engine.pool)), dialect=engine.dialect)
     return sa.Engine(pool, engine.dialect, engine.url, hide_parameters=True)
-
-
-def _unless_set(setting: str, value: str) -> Any:
-    """SQL of a setting's value, unless the role, the database or the connection has one."""
-    return sa.func.coalesce(sa.func.nullif(sa.func.current_setting(setting), "0"), value)
 
 
 def run_sql(connection: sa.Connection, *statements: str) -> Any:
