@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import wait
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from streaming_export import manifest
 from streaming_export.cancellation import Cancellation, Stop, Stopped, in_thread
 from streaming_export.errors import DatabaseError, EmptyResult, ExportCancelled, ExportError, InvalidArgument
+from streaming_export.manifest_reader import VERSION
 from streaming_export.options import Options
 from streaming_export.postgres.query import Source
 from streaming_export.postgres.reader import EVERYTHING, KeyRange
@@ -26,7 +27,6 @@ from streaming_export.report import COUNT_SECONDS, ExportResult, Preview, Progre
 from streaming_export.s3.bucket import MAX_KEY_BYTES, Bucket, check_key
 from streaming_export.s3.files import FileWriter
 from streaming_export.s3.layout import FileLayout
-from streaming_export.s3.objects import ExportedFile
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +73,11 @@ class Export:
     ) -> None:
         self._id = uuid.uuid4().hex
         self._is_piece = snapshot is not None
-        self._options = options or Options()
-        _check(engine, key, application_name, window, self._options)
-        self._layout(b"").key(key, 1)  # refuses an extension that contradicts the compression
-        self._options.mask_settings(mask_key)  # refuses a missing or short mask key
+        self._options = options = options or Options()
+        _check(engine, key, application_name, window, options)
+        self._layout = FileLayout(options.compression, options.max_file_rows, options.max_file_bytes)
+        self._layout.key(key, 1)  # refuses an extension that contradicts the compression
+        options.mask_settings(mask_key)  # refuses a missing or short mask key
         self._engine = engine
         self._key = key
         self._parameters = dict(parameters or {})
@@ -91,14 +92,14 @@ class Export:
             self._parameters,
             engine=engine,
             unique_key=unique_key,
-            options=self._options,
+            options=options,
             mask_key=mask_key,
             application_name=application_name,
             stop=self._stop,
             snapshot=snapshot,
             key_range=key_range,
         )
-        self._cancellation.on_cancel = self._csv.snapshot.cancel
+        self._cancellation.on_cancel = self._csv.snapshot.sessions.cancel
 
     def run(self) -> ExportResult:
         """Export; call it only once. The errors say what is published and what to do (see `ExportError`).
@@ -145,15 +146,18 @@ class Export:
                     asked = in_thread("store", lambda: self._ask(files, path))
                     uploads.callback(wait, [asked])  # it may abort uploads that another attempt has begun by then
                     written = self._transfer(csv, files)
+                    document = self._manifest(csv)
             with self._failures(files):
                 before = asked.result()
                 exported = files.complete() if written else []
-        if exported and not self._is_piece:
-            document = self._manifest(csv)
+        published = bool(exported) and not self._is_piece
+        if published:
             unstopped = self._bucket.within(Stop())  # visible files get their manifest
             with self._failures(files):
                 manifest.publish(unstopped, path, document, before, exported)
-        return self._result(csv, exported, time.monotonic() - started)
+        url, faults = self._bucket.url(path) if published else None, csv.key_faults
+        unique = None if faults is None else not faults
+        return ExportResult.of(document, self._bucket.name, exported, url, unique, time.monotonic() - started)
 
     def _look(self) -> Preview:
         """Find out what `run` would do, in the thread that `Cancellation.run` starts."""
@@ -161,7 +165,7 @@ class Export:
             self._stop.check()
             with self._csv as csv:
                 query, plan, rows = csv.query, csv.plan, csv.count(COUNT_SECONDS)
-            keys = [self._layout(query.header).key(self._key, 1), manifest.manifest_key(self._key)]
+            keys = [self._layout.key(self._key, 1), manifest.manifest_key(self._key)]
             found = {self._bucket.url(key): self._bucket.head(key) for key in keys}
         targets = {url: str(replaced) if replaced else None for url, replaced in found.items()}
         size = plan.bytes if rows is None else rows * plan.bytes // max(1, plan.rows)
@@ -220,43 +224,39 @@ class Export:
         follows = isinstance(exc, Stopped) or (isinstance(reason, ExportCancelled) and isinstance(exc, DatabaseError))
         return reason if follows else exc
 
-    def _layout(self, header: bytes) -> FileLayout:
-        return FileLayout(header, self._options.compression, self._options.max_file_rows, self._options.max_file_bytes)
-
     def _writer(self, csv: CsvStream) -> FileWriter:
         return FileWriter(
             self._bucket,
             self._key,
-            self._layout(csv.query.header),
+            self._layout,
+            csv.query.header,
             export_id=self._id,
             estimated_bytes=csv.plan.bytes,
             overwrite=self._options.overwrite,
         )
 
     def _manifest(self, csv: CsvStream) -> dict[str, Any]:
-        options = self._options
-        return manifest.build(
-            export_id=self._id,
-            rows_verified=csv.verified,
-            columns=[(column.name, column.type) for column in csv.query.columns],
-            compression=options.compression,
-            spreadsheet_safe=options.spreadsheet_safe,
-            masked=options.mask,
-            query_sha256=csv.query.fingerprint,
-            parameters=self._parameters,
-            unique_key=csv.query.unique_key,
-            window=self._window,
-            waited=self._waited,
-            snapshot=asdict(csv.snapshot.info),
-            run=self._run_by,
-            started_at=self._started_at,
-        )
-
-    def _result(self, csv: CsvStream, files: Sequence[ExportedFile], seconds: float) -> ExportResult:
-        url = self._bucket.url(manifest.manifest_key(self._key)) if files and not self._is_piece else None
-        taken_at, faults = csv.snapshot.info.taken_at.isoformat(), csv.key_faults
-        unique = None if faults is None else not faults
-        return ExportResult.of(self._bucket.name, files, url, csv.verified, unique, taken_at, seconds)
+        """The manifest, without its files, as the schema describes it."""
+        options, query, info = self._options, csv.query, csv.snapshot.info
+        window, waited = self._window, self._waited
+        chosen = {"compression": options.compression, "spreadsheet_safe": options.spreadsheet_safe}
+        given = {name: manifest.loggable(value) for name, value in self._parameters.items()}
+        return {
+            "manifest_version": VERSION,
+            "export_id": self._id,
+            "rows_verified": csv.verified,
+            "columns": [{"name": column.name, "type": column.type} for column in query.columns],
+            "csv": manifest.FORMAT | chosen,
+            "masked": dict(options.mask),
+            "query": {"sha256": query.fingerprint, "parameters": given},
+            "unique_key": {"name": query.unique_key} if query.unique_key is not None else None,
+            "window": {"from": window[0], "to": window[1]} if window else None,
+            "older_transactions": {"waited_seconds": waited.seconds, "unseen": waited.unseen} if waited else None,
+            "snapshot": asdict(info) | {"taken_at": info.taken_at.isoformat()},
+            "run": self._run_by,
+            "started_at": self._started_at.isoformat(),
+            "versions": manifest.VERSIONS,
+        }
 
 
 def _check(

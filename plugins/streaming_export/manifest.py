@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import platform
 import re
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, date, datetime, time
 from typing import Any
 
@@ -19,7 +19,7 @@ import boto3
 import psycopg2
 
 from streaming_export.errors import ManifestError, ManifestMissing, StoreError, Superseded, VerificationError
-from streaming_export.manifest_reader import VERSION, parse, read
+from streaming_export.manifest_reader import OF_A_FILE, parse, read
 from streaming_export.s3.bucket import Bucket, check_key
 from streaming_export.s3.layout import LONGEST_SUFFIX as _LONGEST_FILE_SUFFIX
 from streaming_export.s3.objects import ExportedFile
@@ -28,6 +28,16 @@ log = logging.getLogger(__name__)
 
 #: By how many bytes the key of any object of an export may be longer than the export's key.
 LONGEST_SUFFIX = _LONGEST_FILE_SUFFIX + len(".manifest.json")
+
+#: How the files are written, whatever the options.
+FORMAT = {"encoding": "utf-8", "delimiter": ",", "quote": '"', "line_end": "\n", "header": True, "null": ""}
+
+#: The versions of what wrote them.
+VERSIONS = {
+    "python": platform.python_version(),
+    "psycopg2": psycopg2.__version__.split()[0],
+    "boto3": boto3.__version__,
+}
 
 # Each lost race means that another export has written; few exports to one key run at the same time.
 _TRIES = 20
@@ -40,80 +50,11 @@ def manifest_key(key: str) -> str:
     return f"{key}.manifest.json"
 
 
-def build(
-    *,
-    export_id: str,
-    rows_verified: bool,
-    columns: Sequence[tuple[str, str]],
-    compression: str | None,
-    spreadsheet_safe: bool,
-    masked: Mapping[str, str],
-    query_sha256: str,
-    parameters: Mapping[str, Any],
-    unique_key: str | None,
-    window: tuple[str, str] | None,
-    waited: tuple[float, str | None] | None,
-    snapshot: Mapping[str, Any],
-    run: Mapping[str, str | int | None],
-    started_at: datetime,
-) -> dict[str, Any]:
-    """The manifest of an export, without its files (see `publish`).
-
-    :param export_id: the id in the metadata of its objects.
-    :param rows_verified: whether the database counted the same rows.
-    :param columns: name and Postgres type of each, in order.
-    :param masked: mask of each masked column, by name.
-    :param spreadsheet_safe: whether text that a spreadsheet would take for a formula begins with '.
-    :param query_sha256: of the query's text, without the values of its parameters.
-    :param parameters: the values of the query's parameters; only those that `loggable` allows are kept.
-    :param unique_key: name of the column that orders the files; None if there is none.
-    :param window: begin and end of the period that the rows cover; None for all rows.
-    :param waited: seconds of the wait for transactions that began before the window's end, and which of them could not
-        be seen; None if the export did not look.
-    :param snapshot: `taken_at` (a datetime), `wal_position`, `standby`, `server_version`.
-    :param run: what ran the export.
-    :param started_at: when the export began.
-    """
-    return {
-        "manifest_version": VERSION,
-        "export_id": export_id,
-        "rows_verified": rows_verified,
-        "columns": [{"name": name, "type": type_name} for name, type_name in columns],
-        "csv": {
-            "encoding": "utf-8",
-            "delimiter": ",",
-            "quote": '"',
-            "line_end": "\n",
-            "header": True,
-            "null": "",
-            "compression": compression,
-            "spreadsheet_safe": spreadsheet_safe,
-        },
-        "masked": dict(masked),
-        "query": {
-            "sha256": query_sha256,
-            "parameters": {name: _text(value) if loggable(value) else None for name, value in parameters.items()},
-        },
-        "unique_key": {"name": unique_key} if unique_key is not None else None,
-        "window": {"from": window[0], "to": window[1]} if window else None,
-        "older_transactions": {"waited_seconds": waited[0], "unseen": waited[1]} if waited else None,
-        "snapshot": {**snapshot, "taken_at": snapshot["taken_at"].isoformat()},
-        "run": dict(run),
-        "started_at": started_at.isoformat(),
-        "versions": {
-            "python": platform.python_version(),
-            "psycopg2": psycopg2.__version__.split()[0],
-            "boto3": boto3.__version__,
-        },
-    }
-
-
 def of_files(bucket: str, files: Sequence[ExportedFile]) -> dict[str, Any]:
     """The part of a manifest that describes its files, which are complete now."""
-    described = []
-    for file in files:
-        values = asdict(file)
-        described.append({"url": f"s3://{bucket}/{values.pop('key')}", **values})
+    described = [
+        {"url": f"s3://{bucket}/{file.key}", **{name: getattr(file, name) for name in OF_A_FILE}} for file in files
+    ]
     return {
         "entries": [
             {"url": file["url"], "mandatory": True, "meta": {"content_length": file["bytes"]}} for file in described
@@ -125,23 +66,17 @@ def of_files(bucket: str, files: Sequence[ExportedFile]) -> dict[str, Any]:
     }
 
 
-def loggable(value: object) -> bool:
-    """Whether a value may be logged because it can't be personal: a date, a time, a boolean, or None."""
-    if isinstance(value, str):
-        try:
-            datetime.fromisoformat(value)
-        except ValueError:
-            return False
-        return _DATE.match(value) is not None  # fromisoformat() also takes eight digits, which may be anything
-    return value is None or isinstance(value, bool | date | datetime | time)
-
-
-def _text(value: object) -> str | None:
-    if value is None:
-        return None
+def loggable(value: object) -> str | None:
+    """The text of a value that may be logged, as it can't be personal: a date, a time or a boolean; None otherwise."""
     if isinstance(value, bool):
         return str(value).lower()
-    return value.isoformat() if isinstance(value, date | datetime | time) else str(value)
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, str) and _DATE.match(value):  # fromisoformat() also takes eight digits, which may be anything
+        with contextlib.suppress(ValueError):
+            datetime.fromisoformat(value)
+            return value
+    return None
 
 
 def published_by(bucket: Bucket, key: str) -> str | None:
@@ -187,7 +122,7 @@ def publish(
     Each of the others fails; its retry publishes a matching object and manifest.
 
     :param key: of the manifest.
-    :param document: what `build` gives.
+    :param document: the manifest, without its files.
     :param before: the result of `current` before the uploads were opened.
     :param files: all of them, complete.
     :raises Superseded: if another export has replaced an object.

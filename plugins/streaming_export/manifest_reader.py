@@ -20,7 +20,8 @@ from streaming_export.s3.objects import ExportedFile
 #: The version of manifests that this program writes, and the newest that it reads.
 VERSION = 1
 
-_OF_A_FILE = ("rows", "bytes", "sha256", "etag", "parts")
+#: Members that describe a file, beside its URL: the fields of `ExportedFile`.
+OF_A_FILE = ("rows", "bytes", "sha256", "etag", "parts")
 _SCHEMA = Path(__file__).with_name("manifest.schema.json")
 _MAX_NAME_BYTES = 63  # PostgreSQL manual, 4.1.1: longer names are truncated, and two could become the same
 
@@ -125,7 +126,7 @@ def parse(body: bytes, bucket: str, url: str, most: int = MAX_DOCUMENT_BYTES) ->
         sha256=hashlib.sha256(body).hexdigest(),
         export_id=document.get("export_id"),
         files=tuple(
-            ExportedFile(**{name: file[name] for name in _OF_A_FILE}, key=_key(file["url"], bucket, url))
+            ExportedFile(**{name: file[name] for name in OF_A_FILE}, key=_key(file["url"], bucket, url))
             for file in document["files"]
         ),
         rows=document["rows"],

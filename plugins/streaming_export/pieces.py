@@ -223,9 +223,9 @@ def publish(bucket: Bucket, plan: Plan) -> ExportResult:
         if isinstance(first, ExportError):
             first.during("No manifest was written. What was published before stays.")
         raise first from None
-    taken_at, started_at = plan.document["snapshot"]["taken_at"], datetime.fromisoformat(plan.document["started_at"])
+    started_at = datetime.fromisoformat(plan.document["started_at"])
     seconds = (datetime.now(UTC) - started_at).total_seconds()  # by the clocks of two machines, as in the manifest
-    return ExportResult.of(bucket.name, files, bucket.url(key), True, None, taken_at, seconds)
+    return ExportResult.of(plan.document, bucket.name, files, bucket.url(key), None, seconds)
 
 
 def _files(bucket: Bucket, plan: Plan, number: int) -> list[ExportedFile]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from streaming_export.postgres.counting import KeyFaults
 from streaming_export.s3.objects import ExportedFile
@@ -54,21 +55,20 @@ class ExportResult:
     @classmethod
     def of(
         cls,
+        document: Mapping[str, Any],
         bucket: str,
         files: Sequence[ExportedFile],
         manifest_url: str | None,
-        verified: bool,
         unique: bool | None,
-        taken_at: str,
         seconds: float,
     ) -> ExportResult:
-        """The result of an export of these files."""
+        """The result of an export of these files; `document` is its manifest, without them."""
         only = files[0] if len(files) == 1 else None
         return cls(
             bucket=bucket,
             key=files[0].key if files else None,
             rows=sum(file.rows for file in files),
-            rows_verified=verified,
+            rows_verified=document["rows_verified"],
             unique=unique,
             bytes=sum(file.bytes for file in files),
             sha256=only.sha256 if only else None,
@@ -76,7 +76,7 @@ class ExportResult:
             parts=sum(file.parts for file in files),
             files=tuple(files),
             manifest_url=manifest_url,
-            snapshot_taken_at=taken_at,
+            snapshot_taken_at=document["snapshot"]["taken_at"],
             seconds=round(seconds, 3),
         )
 

@@ -22,23 +22,24 @@ NOON = datetime(2026, 11, 5, 12, tzinfo=UTC)
 
 def document(bucket: Bucket, files: Sequence[ExportedFile], **changes: Any) -> dict[str, Any]:
     """The manifest of files with the column id."""
-    arguments: dict[str, Any] = {
+    taken_at = {"taken_at": NOON.isoformat()}
+    about: dict[str, Any] = {
+        "manifest_version": 1,
         "export_id": uuid.uuid4().hex,
         "rows_verified": True,
-        "columns": [("id", "bigint")],
-        "compression": None,
-        "spreadsheet_safe": False,
+        "columns": [{"name": "id", "type": "bigint"}],
+        "csv": manifest.FORMAT | {"compression": None, "spreadsheet_safe": False},
         "masked": {},
-        "query_sha256": "0" * 64,
-        "parameters": {},
-        "unique_key": "id",
+        "query": {"sha256": "0" * 64, "parameters": {}},
+        "unique_key": {"name": "id"},
         "window": None,
-        "waited": None,
-        "snapshot": {"taken_at": NOON, "wal_position": None, "standby": False, "server_version": "18.0"},
+        "older_transactions": None,
+        "snapshot": taken_at | {"wal_position": None, "standby": False, "server_version": "18.0"},
         "run": {"run": "scheduled"},
-        "started_at": NOON,
+        "started_at": NOON.isoformat(),
+        "versions": manifest.VERSIONS,
     }
-    return {**manifest.build(**arguments | changes), **manifest.of_files(bucket.name, files)}
+    return about | changes | manifest.of_files(bucket.name, files)
 
 
 def publish(bucket: Bucket, rows: Sequence[bytes], key: str = KEY, max_rows: int | None = None) -> dict[str, Any]:
@@ -48,8 +49,8 @@ def publish(bucket: Bucket, rows: Sequence[bytes], key: str = KEY, max_rows: int
     place = manifest.manifest_key(key)
     try:
         before = manifest.current(bucket, place)
-        layout = FileLayout(b"id\n", max_rows=max_rows)
-        with FileWriter(bucket, key, layout, export_id=export_id) as writer:
+        layout = FileLayout(max_rows=max_rows)
+        with FileWriter(bucket, key, layout, b"id\n", export_id=export_id) as writer:
             writer.open()
             for row in rows:
                 writer.write(row, 1)

@@ -61,6 +61,14 @@ def test_the_fingerprint_is_of_the_query_without_its_values(
     assert paid == shipped != fingerprint(select_orders())
 
 
+def test_of_the_parameters(orders: int, exporter: sa.Engine, client: Any, bucket: str) -> None:
+    """The manifest has their names, and the values that can't be personal."""
+    query = "SELECT id FROM orders WHERE created_at > :since AND status <> :status"
+    given = {"since": "2026-01-01", "status": "canary"}
+    document = run(exporter, client, bucket, query=query, parameters=given)
+    assert document["query"]["parameters"] == {"since": "2026-01-01", "status": None}
+
+
 def test_an_empty_result(orders: int, exporter: sa.Engine, client: Any, bucket: str) -> None:
     """A file of just the header has a manifest that says so."""
     document = run(exporter, client, bucket, query=select_orders().where(sa.false()))

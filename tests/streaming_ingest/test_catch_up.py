@@ -60,18 +60,18 @@ class Shop:
         rows = dict.fromkeys(ids, f"of hour {hour}")
         export_id, place = uuid.uuid4().hex, manifest.manifest_key(key)
         before = manifest.current(self.bucket, place)
-        with FileWriter(self.bucket, key, FileLayout(b"id,v\n"), export_id=export_id) as writer:
+        with FileWriter(self.bucket, key, FileLayout(), b"id,v\n", export_id=export_id) as writer:
             writer.open()
             writer.write("".join(f"{id},{text}\n" for id, text in rows.items()).encode(), len(rows))
             files = writer.complete()
-        snapshot = {"wal_position": None, "standby": False, "server_version": "18.0"}
+        taken_at = (START + timedelta(hours=hour)).isoformat()
         written = document(
             self.bucket,
             files,
             export_id=export_id,
-            columns=[("id", "bigint"), ("v", "text")],
-            window=window,
-            snapshot={**snapshot, "taken_at": START + timedelta(hours=hour)},
+            columns=[{"name": "id", "type": "bigint"}, {"name": "v", "type": "text"}],
+            window={"from": window[0], "to": window[1]} if window else None,
+            snapshot={"taken_at": taken_at, "wal_position": None, "standby": False, "server_version": "18.0"},
         )
         manifest.publish(self.bucket, place, written, before, files)
         self.published.append((hour, day, rows))

@@ -72,7 +72,7 @@ class Reader:
         self._read_ahead = ReadAhead[KeyRange](stop)
         jobs = [("feeder", self._feed)]
         jobs += [(f"reader-{n}", self._read) for n in range((options.readers or 2) if self._ranges else 1)]
-        if self._ranges and not options.readers and snapshot.round_trip() > FAR_SECONDS:
+        if self._ranges and not options.readers and snapshot.sessions.round_trip > FAR_SECONDS:
             jobs.append(("reader-2", partial(self._read, optional=True)))
         self._threads = [threading.Thread(target=self._run, args=(job,), name=name, daemon=True) for name, job in jobs]
         self._running = len(self._threads)
@@ -107,7 +107,7 @@ class Reader:
         deadline = time.monotonic() + _STOP_SECONDS
         # A cancel between two statements stops neither, so repeat it until the threads have ended.
         while any(thread.is_alive() for thread in self._threads) and time.monotonic() < deadline:
-            self._snapshot.cancel()
+            self._snapshot.sessions.cancel()
             time.sleep(0.05)
 
     def _run(self, job: Callable[[], None]) -> None:
@@ -160,23 +160,21 @@ class Reader:
 
         :param optional: whether to do without, if there is none to be had.
         """
-        connection = self._connect(optional)
-        if connection is None:
-            return
-        self._read_ahead.work(self._copy(connection) if self._options.method == "copy" else self._rows(connection))
-        if self._reader_counts:
-            self._count(connection)
-
-    def _connect(self, optional: bool) -> sa.Connection | None:
-        """A connection for a reader; None if somebody waits for a lock who lets only the first of them read."""
         try:
             with translated("beginning to read"):
-                return self._snapshot.connect()
+                connection = self._snapshot.connect()
         except DatabaseError as exc:
+            # Somebody who waits for a lock lets only the first reader read.
             if exc.sqlstate != LOCK_NOT_AVAILABLE and not (optional and exc.transient):
                 raise
             log.warning("Reading with one connection fewer: %s", exc.failed)
-            return None
+            return
+        if self._options.method == "copy":
+            self._read_ahead.work(self._copy(connection))
+        else:
+            self._read_ahead.work(lambda _, writer: write_rows(connection, self._query, self._batch_rows, writer))
+        if self._reader_counts:
+            self._count(connection)
 
     def _copy(self, connection: sa.Connection) -> Callable[[KeyRange, BinaryIO], int]:
         cursor, literal = driver_connection(connection).cursor(), text_literal(connection)
@@ -186,9 +184,6 @@ class Reader:
             return int(cursor.rowcount)
 
         return read
-
-    def _rows(self, connection: sa.Connection) -> Callable[[KeyRange, BinaryIO], int]:
-        return lambda _, writer: write_rows(connection, self._query, self._batch_rows, writer)
 
     def _can_be_ranges(self, plan: Plan) -> bool:
         """Whether key ranges are possible, and by the planner's estimate not much more expensive than one stream.

@@ -101,10 +101,9 @@ class Snapshot:
         self._imported = imported
         self._prepare = prepare
         self._compiled = compiled
-        self._sessions = Sessions(engine, application_name, secrets)
+        #: Its connections.
+        self.sessions = Sessions(engine, application_name, secrets)
         self._spare: list[sa.Connection] = []
-        #: Has the server cancel what the connections run; safe from any thread.
-        self.cancel = self._sessions.cancel
 
     def __enter__(self) -> Snapshot:
         deadline = time.monotonic() + LOCK_SECONDS
@@ -116,7 +115,7 @@ class Snapshot:
                 while not self._start(max(1.0, deadline - time.monotonic()), time.monotonic() < deadline):
                     log.info("Another session is changing a table of the query. Waiting until it has finished.")
         except BaseException:
-            self._sessions.end()
+            self.sessions.end()
             raise
         return self
 
@@ -124,12 +123,12 @@ class Snapshot:
         """A further connection that sees the same rows, and has locked the query's tables; for one thread."""
         with contextlib.suppress(IndexError):
             return self._spare.pop()  # in one step: readers connect at the same time
-        connection = self._sessions.open(_SECOND_LOCK_SECONDS)
+        connection = self.sessions.open(_SECOND_LOCK_SECONDS)
         run_sql(connection, BEGIN, joining(self.id), self.query.nothing()).close()
         return connection
 
     def __exit__(self, *raised: object) -> None:
-        self._sessions.end()
+        self.sessions.end()
 
     def _start(self, lock_seconds: float, again: bool) -> bool:
         """Lock, take the snapshot, and lock with the connections that use it.
@@ -138,11 +137,11 @@ class Snapshot:
         """
         # If SQLAlchemy has not seen this server yet, it asks five questions on the connection that is there first: most
         # often the owner's, while the query is described here.
-        opening = in_thread("owner", lambda: self._sessions.open(_SECOND_LOCK_SECONDS))
+        opening = in_thread("owner", lambda: self.sessions.open(_SECOND_LOCK_SECONDS))
         try:
             # Each statement of READ COMMITTED has a snapshot of its own: those after the first, which waits for the
             # locks, see the catalog as it is then.
-            first = begun_by_driver(self._sessions.open(lock_seconds, unless_set=True), "READ COMMITTED")
+            first = begun_by_driver(self.sessions.open(lock_seconds, unless_set=True), "READ COMMITTED")
             if self._compiled:
                 wait([opening])
             self.query, self.plan = self._prepare(first)
@@ -156,7 +155,7 @@ class Snapshot:
         except sa.exc.DBAPIError as exc:
             if sqlstate_of(exc) != LOCK_NOT_AVAILABLE or not again:
                 raise
-            self._sessions.close()
+            self.sessions.close()
             return False
         self._spare.append(first)
         return True
@@ -164,10 +163,10 @@ class Snapshot:
     def _import(self, snapshot: str) -> None:
         """Lock on a connection that has imported the snapshot, then check that its holder was there until then."""
         try:
-            first = begun_by_driver(self._sessions.open(_SECOND_LOCK_SECONDS), "REPEATABLE READ")
+            first = begun_by_driver(self.sessions.open(_SECOND_LOCK_SECONDS), "REPEATABLE READ")
             run_sql(first, joining(snapshot))
             self.query, self.plan = self._prepare(first)
-            self.owner = self._sessions.open(_SECOND_LOCK_SECONDS)
+            self.owner = self.sessions.open(_SECOND_LOCK_SECONDS)
             self._export(BEGIN, joining(snapshot))
         except sa.exc.DBAPIError as exc:
             if sqlstate_of(exc) not in _GONE or "SET TRANSACTION SNAPSHOT" not in str(exc.statement):
@@ -201,10 +200,6 @@ class Snapshot:
         self.id: str
         self.id, taken_at, wal_position, standby, version = exported
         self.info = SnapshotInfo(taken_at, wal_position, standby, version)
-
-    def round_trip(self) -> float:
-        """Seconds that the database takes to answer."""
-        return self._sessions.round_trip
 
     def server(self) -> str:
         """Where the rows come from, for the log."""

@@ -64,24 +64,23 @@ class CsvStream:
         except Stopped:
             raise (self._stop.reason or cancelled()) from None
 
-    def begin(self) -> None:
-        """Begin to read ahead, before the first bytes are asked for."""
-        reader = Reader(self.snapshot, self._options, self._stop)
-        self.verified = reader.verified
-        self._reader = self._open.enter_context(reader)
+    def begin(self) -> Reader:
+        """Begin to read ahead, unless that was done; `batches` does it when the first bytes are asked for."""
+        if self._reader is None:
+            self._reader = self._open.enter_context(Reader(self.snapshot, self._options, self._stop))
+            self.verified = self._reader.verified
+        return self._reader
 
     def batches(self) -> Iterator[tuple[bytes, int]]:
         """Bytes without the header, with the number of rows of the batch if they are its last ones, and 0 otherwise.
 
         :raises Stopped: if the stop is set; a reader that fails sets it.
         """
-        if self._reader is None:
-            self.begin()
-        assert self._reader is not None
-        for data, rows in self._reader:
+        reader = self.begin()
+        for data, rows in reader:
             self.rows += rows
             yield data, rows
-        self.key_faults = self._reader.key_faults
+        self.key_faults = reader.key_faults
 
     def count(self, seconds: float) -> int | None:
         """The number of rows in the snapshot; None if counting takes longer than `seconds`.
@@ -94,7 +93,7 @@ class CsvStream:
     def cancel(self) -> None:
         """Stop reading, from any thread: have the server cancel the queries."""
         self._stop.set(cancelled())
-        self.snapshot.cancel()
+        self.snapshot.sessions.cancel()
 
 
 def open_csv(

@@ -53,6 +53,7 @@ class FileWriter:
     No file is visible before `complete`. Only one thread may use it; it gets `Stopped` once the bucket's `stop` is set.
 
     :param key: key of the export.
+    :param header: the header row, the same in each file.
     :param export_id: id of the export, for the metadata of each object.
     :param estimated_bytes: of all files, before compression; decides the size of parts.
     :param overwrite: False: do not replace an existing object.
@@ -63,6 +64,7 @@ class FileWriter:
         bucket: Bucket,
         key: str,
         layout: FileLayout,
+        header: bytes,
         *,
         export_id: str,
         estimated_bytes: int = 0,
@@ -72,6 +74,7 @@ class FileWriter:
         self._upload = partial(Upload, bucket, export_id=export_id, part_bytes=part_bytes, overwrite=overwrite)
         self._key = key
         self._layout = layout
+        self._header = header
         self._files: list[_File] = []
         self._partial_row = b""
         #: Number of files that are visible.
@@ -144,7 +147,7 @@ class FileWriter:
         answering = True
         for file in self._files:
             # If the store does not answer, do not wait for it again for each further file.
-            answering = file.upload.abort(exc) if answering else file.upload.leave()
+            answering = file.upload.abort(exc, answering=answering)
 
     def _begin(self) -> None:
         key = self._layout.key(self._key, self.opened + 1)
@@ -152,7 +155,7 @@ class FileWriter:
         if self._files:
             upload.open()
         self._files.append(_File(upload, self._layout.compressor()))
-        self._files[-1].write(self._layout.header)
+        self._files[-1].write(self._header)
 
     def _write_split(self, data: bytes) -> None:
         """Write complete rows to the file that has room for them; keep the incomplete row."""

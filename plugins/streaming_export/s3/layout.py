@@ -1,4 +1,4 @@
-"""The layout of an export's files: names, HTTP headers, header row and compression."""
+"""The layout of an export's files: names, HTTP headers and compression."""
 
 from __future__ import annotations
 
@@ -27,13 +27,11 @@ _EXTENSIONS = {"gzip": ".gz", "zstd": ".zst"}
 class FileLayout:
     """The layout of an export's files.
 
-    :param header: the header row, the same in each file.
     :param compression: of the files.
     :param max_rows: maximum data rows of a file; None for no limit.
     :param max_bytes: maximum CSV bytes of a file, before compression; None for no limit. A single row may be larger.
     """
 
-    header: bytes
     compression: Compression | None = None
     max_rows: int | None = None
     max_bytes: int | None = None

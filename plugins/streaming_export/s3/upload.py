@@ -164,19 +164,21 @@ class Upload:
         parts = self._parts.number if self._parts else 1
         return ExportedFile(self.key, rows, self.size, self._sha256.hexdigest(), etag, parts)
 
-    def abort(self, reason: BaseException | None = None) -> bool:
+    def abort(self, reason: BaseException | None = None, *, answering: bool = True) -> bool:
         """Give up: nothing becomes visible, and no part stays. Does nothing once completed or aborted.
 
         If parts are in flight, this sets the export's `stop`, so that they are not sent again.
 
         :param reason: the reason for `stop`.
-        :returns: False if the store did not confirm it; the log names what stays.
+        :param answering: False: send no request, since the store does not answer.
+        :returns: False if the store does not answer, or did not confirm it; the log names what stays.
         """
-        if self._done:
-            return True
-        self._done = True
-        if self._parts is None:
-            return True
+        done, self._done = self._done, True
+        if done or self._parts is None:
+            return answering
+        if not answering:
+            self._log_left(self._parts.upload_id, "not tried, since the store does not answer")
+            return False
         flying = self._parts.in_flight
         if flying:
             self._stop.set(reason or cancelled())
@@ -186,13 +188,6 @@ class Upload:
             self._parts.settle(_ABORT_SECONDS)
             gone = self._abort_upload(self._parts.upload_id)
         return gone
-
-    def leave(self) -> bool:
-        """Give up without a request, since the store does not answer; the log names what stays."""
-        if self._parts is not None and not self._done:
-            self._log_left(self._parts.upload_id, "not tried, since the store does not answer")
-        self._done = True
-        return False
 
     def _send_part(self) -> None:
         """Send the filled part."""

@@ -43,7 +43,7 @@ def write(client: Any, bucket: str) -> Callable[..., list[ExportedFile]]:
         rows: list[bytes], *, key: str = "a/b.csv", header: bytes = HEADER, piece: int = 777, estimate: int = 0,
         **layout: Any,
     ) -> list[ExportedFile]:  # fmt: skip
-        with writer(client, bucket, key, FileLayout(header, **layout), estimate) as files:
+        with writer(client, bucket, key, FileLayout(**layout), header, estimate) as files:
             for data, ended in pieces(b"".join(rows), piece):
                 files.write(data, ended)
             exported = files.complete()
@@ -54,8 +54,10 @@ def write(client: Any, bucket: str) -> Callable[..., list[ExportedFile]]:
 
 
 @contextlib.contextmanager
-def writer(client: Any, bucket: str, key: str, layout: FileLayout, estimate: int = 0) -> Iterator[FileWriter]:
-    with FileWriter(Bucket(client, bucket), key, layout, export_id="e", estimated_bytes=estimate) as files:
+def writer(
+    client: Any, bucket: str, key: str, layout: FileLayout, header: bytes = HEADER, estimate: int = 0
+) -> Iterator[FileWriter]:
+    with FileWriter(Bucket(client, bucket), key, layout, header, export_id="e", estimated_bytes=estimate) as files:
         files.open()
         yield files
 
@@ -102,7 +104,7 @@ def test_a_row_that_has_not_ended_is_looked_through_once() -> None:
 )
 def test_keys(options: dict[str, Any], key: str, first: str, second: str) -> None:
     """Files are numbered if there can be several, and their extension says how they are compressed, once."""
-    layout = FileLayout(HEADER, **options)
+    layout = FileLayout(**options)
     assert (layout.key(key, 1), layout.key(key, 2)) == (first, second)
 
 
@@ -117,7 +119,7 @@ def test_keys(options: dict[str, Any], key: str, first: str, second: str) -> Non
 def test_a_key_that_promises_another_compression_is_refused(key: str, compression: Any, why: str) -> None:
     """Nothing is stored under an extension that says what it is not."""
     with pytest.raises(InvalidArgument, match=rf"^key=.*{why}"):
-        FileLayout(HEADER, compression).key(key, 1)
+        FileLayout(compression).key(key, 1)
 
 
 @pytest.mark.parametrize("compression", [None, "gzip", "zstd"])
@@ -182,7 +184,7 @@ def test_a_name_that_is_no_ascii(write: Callable[..., Any], client: Any, bucket:
 
 def test_no_file_is_visible_before_all_are_written(client: Any, bucket: str) -> None:
     """A failure in the last row leaves none of the files before it, and no open upload."""
-    with pytest.raises(KeyError), writer(client, bucket, "a.csv", FileLayout(HEADER, max_rows=1)) as files:  # noqa: PT012
+    with pytest.raises(KeyError), writer(client, bucket, "a.csv", FileLayout(max_rows=1)) as files:  # noqa: PT012
         for row in ROWS[:3]:
             files.write(row, 1)
         assert (files.opened, files.visible) == (3, 0)
@@ -194,7 +196,7 @@ def test_no_file_is_visible_before_all_are_written(client: Any, bucket: str) -> 
 def test_a_failure_between_files_says_how_many_are_visible(client: Any, bucket: str) -> None:
     """Files become visible one after the other: an error has the number of those that are."""
     hook(client, "PutObject", lambda params: refusal("QuotaFull"))  # of the last file
-    writing = writer(client, bucket, "a.csv", FileLayout(HEADER, max_rows=1))
+    writing = writer(client, bucket, "a.csv", FileLayout(max_rows=1))
     with pytest.raises(StoreError, match="QuotaFull"), writing as files:  # noqa: PT012
         for row in ROWS[:3]:
             files.write(row, 1)
@@ -207,7 +209,7 @@ def test_a_failure_between_files_says_how_many_are_visible(client: Any, bucket: 
 def test_a_store_that_is_gone_is_asked_once(client: Any, bucket: str, caplog: pytest.LogCaptureFixture) -> None:
     """Aborting many files does not wait for the store once a file; the log names each upload that stays."""
     requests = record(client)
-    with pytest.raises(KeyError), writer(client, bucket, "a.csv", FileLayout(HEADER, max_rows=1)) as files:  # noqa: PT012
+    with pytest.raises(KeyError), writer(client, bucket, "a.csv", FileLayout(max_rows=1)) as files:  # noqa: PT012
         for row in ROWS[:4]:
             files.write(row, 1)
         hook(client, "AbortMultipartUpload", lambda params: refusal("ServiceUnavailable", 503))
