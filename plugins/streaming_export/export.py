@@ -77,7 +77,6 @@ class Export:
         _check(engine, key, application_name, window, options)
         self._layout = FileLayout(options.compression, options.max_file_rows, options.max_file_bytes)
         self._layout.key(key, 1)  # refuses an extension that contradicts the compression
-        options.mask_settings(mask_key)  # refuses a missing or short mask key
         self._engine = engine
         self._key = key
         self._parameters = dict(parameters or {})
@@ -207,7 +206,11 @@ class Export:
         try:
             yield
         except BaseException as exc:
-            first = self._first_failure(exc)
+            self._stop.set(exc)
+            reason = self._stop.reason or exc
+            # A cancellation makes queries fail, because the server cancels them.
+            cancelled = isinstance(reason, ExportCancelled) and isinstance(exc, DatabaseError)
+            first = reason if cancelled or isinstance(exc, Stopped) else exc
             state, published = _state(files)
             if isinstance(first, ExportError):
                 if published and first.published is None:
@@ -216,13 +219,6 @@ class Export:
             else:
                 first.add_note(f"{state} Retry. If it happens again, check the worker, for instance its memory.")
             raise first from first.__cause__
-
-    def _first_failure(self, exc: BaseException) -> BaseException:
-        """The error that caused the others, such as that of a cancelled query."""
-        self._stop.set(exc)
-        reason = self._stop.reason or exc
-        follows = isinstance(exc, Stopped) or (isinstance(reason, ExportCancelled) and isinstance(exc, DatabaseError))
-        return reason if follows else exc
 
     def _writer(self, csv: CsvStream) -> FileWriter:
         return FileWriter(

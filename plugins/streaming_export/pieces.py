@@ -72,8 +72,7 @@ class Plan:
     @classmethod
     def parse(cls, shared: Mapping[str, Any]) -> Plan:
         """The plan from the mapping that `asdict` made of it."""
-        ranges = tuple((after, upto) for after, upto in shared["ranges"])
-        return cls(**{**shared, "ranges": ranges})
+        return cls(**{**shared, "ranges": tuple(map(tuple, shared["ranges"]))})
 
     @property
     def prefix(self) -> str:
@@ -175,8 +174,8 @@ def _refuse_unfit(csv: CsvStream) -> None:
     """Refuse what can't be exported in pieces."""
     key = csv.query.key
     if key is None or key.oid not in _KEYS:
-        named = key.name if key else None
-        raise InvalidArgument("unique_key", named, f"a column of one of the types {', '.join(sorted(_KEYS.values()))}")
+        allowed = f"a column of one of the types {', '.join(sorted(_KEYS.values()))}"
+        raise InvalidArgument("unique_key", csv.query.unique_key, allowed)
     if csv.plan.repeats != "always":
         raise InvalidArgument("query", "volatile, or asks for the time", "it must give the same rows on each run")
 

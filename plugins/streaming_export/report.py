@@ -110,11 +110,7 @@ class Progress:
         self._started = self._reported = time.monotonic()
 
     def report(self, rows: int, size: int) -> None:
-        """Log the progress, if the last report is long enough ago.
-
-        :param rows: read so far.
-        :param size: bytes written so far.
-        """
+        """Log the number of rows read and of bytes written so far, if the last report is long enough ago."""
         now = time.monotonic()
         if now - self._reported < _PROGRESS_SECONDS:
             return

@@ -95,7 +95,6 @@ def file_columns(
     :raises InvalidArgument: if two columns share a name, or an argument names a column that does not exist.
     """
     names = [column.name for column in description]
-    _check_columns(names, unique_key)
     in_file = _names_in_file(names, unique_key, options)
     types = _types(connection, {column.type_code for column in description})
     described = {column.name: column for column in description}
@@ -111,17 +110,17 @@ def quoted(identifier: str) -> str:
     return '"' + identifier.replace('"', '""') + '"'
 
 
-def _check_columns(names: list[str], unique_key: str | None) -> None:
+def _names_in_file(names: list[str], unique_key: str | None, options: Options) -> list[str]:
+    """Names of the columns in the file, in order.
+
+    :param names: of the query's columns.
+    """
     if not names:
         raise InvalidArgument("query", "no columns", "at least one column")
     if twice := repeated(names):
         raise InvalidArgument("query", ", ".join(names), f"each column needs a name of its own, not {twice} twice")
     if unique_key is not None and unique_key not in names:
         raise InvalidArgument("unique_key", unique_key, f"one of the query's columns {names}")
-
-
-def _names_in_file(names: list[str], unique_key: str | None, options: Options) -> list[str]:
-    """Names of the columns in the file, in order."""
     wanted = list(options.columns or names)
     if unknown := [name for name in wanted if name not in names]:
         raise InvalidArgument("columns", unknown, f"names of the query's columns {names}")

@@ -86,8 +86,6 @@ def translated(doing: str) -> Iterator[None]:
 def database_error(doing: str, exc: BaseException) -> DatabaseError:
     """Translate an error of the driver into one that may be logged.
 
-    Errors without a SQLSTATE come from the network, or from the server while connecting; see `_not_connected`.
-
     :param doing: what was being done, as in "running the query".
     """
     message, sqlstate = _loggable_message(exc), sqlstate_of(exc)
@@ -103,11 +101,7 @@ def database_error(doing: str, exc: BaseException) -> DatabaseError:
 
 
 def _not_connected(server: str, why: str) -> DatabaseError:
-    """The error of a connection that failed: a refused login, or a transient failure.
-
-    :param server: the server's address, as libpq writes it.
-    :param why: the rest of libpq's line.
-    """
+    """The error of a connection that failed: a refused login, or a transient failure."""
     answer = _ANSWER.match(why)
     reason = (answer[1] if answer else why).rstrip(". ")
     if _NO_PASSWORD in why or (answer and _LOGIN_REFUSED.search(reason)):

@@ -23,8 +23,7 @@ class _Piece:
     """The output of one task so far; all changes are made under the lock of the `Stop`."""
 
     def __init__(self) -> None:
-        self.reader: _Handover | None = None
-        self.chunks: deque[bytes] = deque()
+        self.chunks: deque[tuple[_Handover, bytes]] = deque()  # each with the reader that holds it
         self.rows: int | None = None  # of the task, once it has ended
 
 
@@ -67,7 +66,6 @@ class ReadAhead(Generic[Task]):
         try:
             while (taken := self._take()) is not None:
                 task, raw.piece = taken
-                raw.piece.reader = raw
                 rows = read(task, writer)
                 writer.flush()
                 with self._stop.changing():
@@ -98,7 +96,7 @@ class ReadAhead(Generic[Task]):
             return reader.held + len(chunk) <= AHEAD_BYTES or (piece is self._pieces[0] and not piece.chunks)
 
         with self._stop.when(room):
-            piece.chunks.append(chunk)
+            piece.chunks.append((reader, chunk))
             reader.held += len(chunk)
 
     def _take(self) -> tuple[Task, _Piece] | None:
@@ -113,9 +111,8 @@ class ReadAhead(Generic[Task]):
         with self._stop.when(lambda: piece.chunks or piece.rows is not None):
             if not piece.chunks:
                 return None
-            chunk = piece.chunks.popleft()
-            assert piece.reader is not None
-            piece.reader.held -= len(chunk)
+            reader, chunk = piece.chunks.popleft()
+            reader.held -= len(chunk)
             return chunk
 
 

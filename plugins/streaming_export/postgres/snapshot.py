@@ -197,9 +197,8 @@ class Snapshot:
             run_sql(self.owner, "ROLLBACK")
             exported = export("NULL")
         #: Of the snapshot, for others to import while this one is open.
-        self.id: str
-        self.id, taken_at, wal_position, standby, version = exported
-        self.info = SnapshotInfo(taken_at, wal_position, standby, version)
+        self.id = str(exported[0])
+        self.info = SnapshotInfo(*exported[1:])
 
     def server(self) -> str:
         """Where the rows come from, for the log."""

@@ -76,9 +76,8 @@ def wait_for_older(
     # session runs an older transaction, those that are prepared later are not.
     settled: datetime | str = "infinity"
     # AUTOCOMMIT, because within one transaction the answer would stay the same.
-    autocommit = {"isolation_level": "AUTOCOMMIT"}
-    connections = unpooled(engine)
-    with translated("looking for transactions"), connections.connect().execution_options(**autocommit) as connection:
+    own = unpooled(engine).execution_options(isolation_level="AUTOCOMMIT")
+    with translated("looking for transactions"), own.connect() as connection:
         connection.execute(sa.select(sa.func.set_config("application_name", application_name, False)))
         while True:
             found = connection.execute(_RUNNING, {"end": end, "settled": settled}).one()

@@ -169,12 +169,9 @@ class Bucket:
         :raises StoreError: if the store refused or failed; without s3:ListBucket, S3 answers 403 if there is no object.
         """
         checksum: dict[str, Any] = {"ChecksumMode": "ENABLED"} if self.checksums else {}
-        try:
-            head = self.request("head_object", key, "looking at", patient=patient, **checksum)
-        except StoreError as exc:
-            if exc.code in GONE:
-                return None
-            raise
+        head = self._find("head_object", key, "looking at", patient=patient, **checksum)
+        if head is None:
+            return None
         return ObjectInfo(
             key=key,
             size=head["ContentLength"],
@@ -196,13 +193,8 @@ class Bucket:
                 fits = answer.get("ContentLength", most + 1) <= most
                 return body.read(None if fits else most), answer.get("ETag", "").strip('"')
 
-        try:
-            found: tuple[bytes, str] = self.request("get_object", key, "reading", receive=receive)
-            return found
-        except StoreError as exc:
-            if exc.code in GONE:
-                return None
-            raise
+        found: tuple[bytes, str] | None = self._find("get_object", key, "reading", receive=receive)
+        return found
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """The objects whose keys begin with a prefix, in the order of their keys; one request per 1,000.
@@ -265,6 +257,15 @@ class Bucket:
             if not answer.get("IsTruncated"):
                 return
             page |= {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer.get("NextUploadIdMarker", "")}
+
+    def _find(self, operation: str, key: str, doing: str, **arguments: Any) -> Any:
+        """The result of `request`; None if there is no such object."""
+        try:
+            return self.request(operation, key, doing, **arguments)
+        except StoreError as exc:
+            if exc.code in GONE:
+                return None
+            raise
 
     def _call(self, operation: str, key: str, **arguments: Any) -> Any:
         members = self._members(operation)

@@ -68,7 +68,11 @@ def store_error(doing: str, exc: ClientError | BotoCoreError | HTTPError) -> Sto
 
     :param doing: what was being done, and to what, as in "completing s3://…".
     """
-    code, status, message = _parts(exc)
+    code, status, message = type(exc).__name__, None, str(exc)
+    if isinstance(exc, ClientError):
+        error = exc.response.get("Error", {})
+        code, message = str(error.get("Code", "unknown")), str(error.get("Message", ""))
+        status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     transient = code in TRANSIENT or status in _TRANSIENT_STATUSES or isinstance(exc, HTTPError)
     remedy = _REMEDIES.get(code, _TRANSIENT_REMEDY if transient else _REMEDY)
     if doing.startswith("reading"):
@@ -85,12 +89,3 @@ def is_answer(exc: BaseException) -> bool:
         return False
     metadata = exc.response.get("ResponseMetadata", {})
     return not metadata.get("RetryAttempts") and metadata.get("HTTPStatusCode") not in _GATEWAY_STATUSES
-
-
-def _parts(exc: ClientError | BotoCoreError | HTTPError) -> tuple[str, int | None, str]:
-    """Code, HTTP status and message."""
-    if not isinstance(exc, ClientError):
-        return type(exc).__name__, None, str(exc)
-    error = exc.response.get("Error", {})
-    status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return str(error.get("Code", "unknown")), status, str(error.get("Message", ""))

@@ -49,7 +49,7 @@ def grown_part_bytes(number: int, first: int) -> int:
 class Parts:
     """Sends the parts of one multipart upload, several at a time, each in its own thread.
 
-    A part that can't be sent sets the bucket's `stop`; waiting for parts then raises `Stopped`.
+    A part that can't be sent sets the bucket's `stop`. Once that is set, `send` and `wait` raise `Stopped`.
     """
 
     def __init__(self, bucket: Bucket, key: str, upload_id: str) -> None:
@@ -78,10 +78,7 @@ class Parts:
         return len(self._flying)
 
     def send(self, part: bytearray) -> bytearray:
-        """Send the next part, as soon as the parts in flight leave room for it; returns a buffer for the one after it.
-
-        :raises Stopped: if the export is stopped, for instance because a part could not be sent.
-        """
+        """Send the next part, as soon as those in flight leave room for it; returns a buffer for the one after it."""
         room = max(1, IN_FLIGHT_BYTES // len(part)) if part else 1
         self._stop.wait_for(lambda: self.in_flight < room)
         number = self.number + 1
@@ -95,10 +92,7 @@ class Parts:
             return self._free.pop() if self._free else bytearray(len(part))
 
     def wait(self) -> None:
-        """Return when all parts have arrived.
-
-        :raises Stopped: if the export is stopped, for instance because a part could not be sent.
-        """
+        """Return when all parts have arrived."""
         self._stop.wait_for(lambda: not self.in_flight)
         self._free.clear()
 

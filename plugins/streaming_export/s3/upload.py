@@ -251,10 +251,9 @@ class Upload:
                 "abort_multipart_upload", self.key, "aborting an upload of", patient=False, UploadId=upload_id
             )
         except StoreError as exc:
-            if exc.code == "NoSuchUpload":
-                return True
-            self._log_left(upload_id, exc.code)
-            return False
+            if exc.code != "NoSuchUpload":
+                self._log_left(upload_id, exc.code)
+                return False
         return True
 
     def _log_left(self, upload_id: str, why: str) -> None:

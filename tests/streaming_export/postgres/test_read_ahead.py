@@ -33,7 +33,7 @@ class Setting:
     def held(self) -> int:
         """Bytes that wait for the consumer, without those on their way."""
         with self.stop.changing():
-            return sum(len(chunk) for piece in self.read_ahead._pieces for chunk in piece.chunks)
+            return sum(len(chunk) for piece in self.read_ahead._pieces for _, chunk in piece.chunks)
 
     def feed(self, tasks: Iterable[Any]) -> None:
         for task in tasks:
