@@ -23,6 +23,7 @@ from postgres_to_s3.operator import PostgresToS3Operator
 from postgres_to_s3.retries import RetryByCause
 from streaming_export import Bucket, Export, ExportResult, InvalidArgument, SnapshotGone, pieces
 from streaming_export.cancellation import Cancellation
+from streaming_export.options import check_whole_number
 from streaming_export.pieces import MAX_PIECES, Holder, Plan
 
 if TYPE_CHECKING:
@@ -68,8 +69,7 @@ def export_over_workers(
         or a timestamp. ``preview``, ``on_empty`` and ``overwrite`` are not available.
     :raises InvalidArgument: if an argument is not allowed.
     """
-    if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= MAX_PIECES:
-        raise InvalidArgument("workers", workers, f"a whole number from 1 to {MAX_PIECES:,}")
+    check_whole_number("workers", workers, 1, MAX_PIECES)
     if not export.get("unique_key"):
         raise InvalidArgument("unique_key", export.get("unique_key"), "the name of a column: pieces are ranges of it")
     for name in ("preview", "on_empty", "overwrite"):

@@ -189,7 +189,7 @@ class Export:
         progress = Progress(csv.plan.rows)
         for data, rows in csv.batches():
             files.write(data, rows)
-            progress.report(csv.rows, files.size)
+            progress.report(csv.rows, files)
         if not csv.rows and self._options.on_empty == "fail":
             raise EmptyResult(
                 f"The query for {self._bucket.url(self._key)} returned no rows, and on_empty is 'fail'.",

@@ -72,12 +72,8 @@ class Options:
                 raise InvalidArgument(name, value, f"one of {', '.join(map(str, allowed))}")
         optional = {"yield_per": 10**7, "readers": 16, "max_file_rows": 10**12, "max_file_bytes": 5 * 2**40}
         for name, most in {**optional, "wait_for_transactions": 7 * 86_400}.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            least = 0 if name == "wait_for_transactions" else 1
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                raise InvalidArgument(name, value, f"a whole number from {least} to {most:,}")
+            if (value := getattr(self, name)) is not None:
+                check_whole_number(name, value, 0 if name == "wait_for_transactions" else 1, most)
         self._check_columns()
 
     def mask_settings(self, mask_key: str | None) -> dict[str, str]:
@@ -98,6 +94,15 @@ class Options:
             raise InvalidArgument("mask", self.mask, f"a mapping of columns to one of {', '.join(get_args(Mask))}")
         if not isinstance(self.spreadsheet_safe, bool):
             raise InvalidArgument("spreadsheet_safe", self.spreadsheet_safe, "true or false")
+
+
+def check_whole_number(argument: str, value: object, least: int, most: int) -> None:
+    """Refuse a value that is not a whole number from `least` to `most`.
+
+    :raises InvalidArgument: naming the argument, its value and what is allowed.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise InvalidArgument(argument, value, f"a whole number from {least} to {most:,}")
 
 
 def repeated(names: Sequence[str]) -> list[str]:

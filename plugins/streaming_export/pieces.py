@@ -16,7 +16,6 @@ import dataclasses
 import itertools
 import json
 import logging
-import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -26,7 +25,7 @@ from streaming_export import manifest
 from streaming_export.cancellation import Stopped, cancelled
 from streaming_export.errors import ExportError, InvalidArgument, VerificationError
 from streaming_export.export import Export
-from streaming_export.options import Options
+from streaming_export.options import Options, check_whole_number
 from streaming_export.postgres.errors import translated
 from streaming_export.postgres.query import Source
 from streaming_export.postgres.reader import KeyRange, walk
@@ -34,6 +33,7 @@ from streaming_export.postgres.stream import CsvStream
 from streaming_export.report import ExportResult
 from streaming_export.s3.bucket import Bucket
 from streaming_export.s3.conditional import ANYTHING
+from streaming_export.s3.layout import split_key
 from streaming_export.s3.objects import ExportedFile
 
 log = logging.getLogger(__name__)
@@ -77,23 +77,15 @@ class Plan:
     @property
     def prefix(self) -> str:
         """The prefix of the keys of its pieces and reports, and of no others."""
-        return f"{self._split_key[0]}-{self.token[:12]}-"
+        return f"{split_key(self.key)[0]}-{self.token[:12]}-"
 
     def piece_key(self, number: int) -> str:
         """The key of a piece's file; `number` counts from 0."""
-        return f"{self.prefix}{number + 1:05}{self._split_key[1]}"
+        return f"{self.prefix}{number + 1:05}{split_key(self.key)[1]}"
 
     def report_key(self, number: int) -> str:
         """The key of a piece's report."""
         return f"{self.piece_key(number)}.piece.json"
-
-    @property
-    def _split_key(self) -> tuple[str, str]:
-        stem, extension = posixpath.splitext(self.key)
-        if extension in (".gz", ".zst"):
-            stem, inner = posixpath.splitext(stem)
-            extension = inner + extension
-        return stem, extension
 
 
 class Holder(Export):
@@ -108,8 +100,7 @@ class Holder(Export):
 
     def __init__(self, query: Source, *arguments: Any, pieces: int, **more: Any) -> None:
         super().__init__(query, *arguments, **more)
-        if isinstance(pieces, bool) or not isinstance(pieces, int) or not 1 <= pieces <= MAX_PIECES:
-            raise InvalidArgument("pieces", pieces, f"a whole number from 1 to {MAX_PIECES:,}")
+        check_whole_number("pieces", pieces, 1, MAX_PIECES)
         if not self._options.overwrite:
             raise InvalidArgument("overwrite", False, "True: an export in pieces replaces the manifest")
         self._pieces = pieces

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streaming_export.postgres.counting import KeyFaults
+from streaming_export.s3.files import FileWriter
 from streaming_export.s3.objects import ExportedFile
 
 log = logging.getLogger(__name__)
@@ -90,8 +91,7 @@ class Preview:
     :param rows: number of rows in the snapshot; None if counting took too long.
     :param estimated_rows: the planner's estimate.
     :param estimated_bytes: size before compression: the planner's width of a row, times the rows.
-    :param targets: URLs of the first file and of the manifest, each with a description of what it would replace, or
-        None.
+    :param targets: URLs of the first file and of the manifest, each with what it would replace, or None.
     """
 
     sql: str
@@ -109,7 +109,7 @@ class Progress:
         self._estimated_rows = max(1, estimated_rows)
         self._started = self._reported = time.monotonic()
 
-    def report(self, rows: int, size: int) -> None:
+    def report(self, rows: int, files: FileWriter) -> None:
         """Log the number of rows read and of bytes written so far, if the last report is long enough ago."""
         now = time.monotonic()
         if now - self._reported < _PROGRESS_SECONDS:
@@ -119,7 +119,7 @@ class Progress:
             "%s rows, %.0f %% of the planner's estimate, %s bytes, %s rows/s.",
             f"{rows:,}",
             100 * rows / self._estimated_rows,
-            f"{size:,}",
+            f"{files.size:,}",
             f"{rows / (now - self._started):,.0f}",
         )
 

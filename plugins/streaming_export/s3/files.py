@@ -106,9 +106,7 @@ class FileWriter:
         """Add bytes of rows.
 
         :param rows: number of rows that end in them.
-
-        :raises StoreError: see `Upload.write`.
-        :raises Stopped: see `Upload.write`.
+        :raises StoreError, Stopped: see `Upload.write`.
         """
         if self._layout.split:
             self._write_split(self._partial_row + data if self._partial_row else data)
@@ -119,10 +117,8 @@ class FileWriter:
     def complete(self) -> list[ExportedFile]:
         """Make all files visible, one after the other.
 
-        :raises StoreError: see `Upload.complete`; `visible` says how many files are visible by then.
-        :raises Superseded: see `Upload.complete`.
-        :raises VerificationError: see `Upload.complete`.
-        :raises Stopped: see `Upload.complete`.
+        :raises StoreError, Superseded, AlreadyExists, VerificationError, Stopped: see `Upload.complete`; `visible` says
+            how many files are visible by then.
         """
         last = self._files[-1]
         last.end()

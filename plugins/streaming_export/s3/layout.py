@@ -19,8 +19,14 @@ LONGEST_SUFFIX = len("-00001.zst")
 
 _GZIP_FORMAT = 31  # zlib manual, deflateInit2: a window of 32 KiB (15), with gzip's header (16)
 
-
 _EXTENSIONS = {"gzip": ".gz", "zstd": ".zst"}
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """A key up to its extension, and the extension, to which that of a compression belongs: ``.csv.gz``."""
+    compression = next((extension for extension in _EXTENSIONS.values() if key.endswith(extension)), "")
+    stem, extension = posixpath.splitext(key.removesuffix(compression))
+    return stem, extension + compression
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +56,11 @@ class FileLayout:
             if key.endswith(extension) and name != self.compression:
                 stored = f"{self.compression or 'plain CSV'} under {extension}"
                 raise InvalidArgument("key", key, f'it would hold {stored}; pass compression="{name}" or another key')
-        stem = key.removesuffix(self._extension)
-        if self.split:
-            stem, suffix = posixpath.splitext(stem)
-            stem = f"{stem}-{number:05}{suffix}"
-        return stem + self._extension
+        key = key.removesuffix(self._extension) + self._extension
+        if not self.split:
+            return key
+        stem, extension = split_key(key)
+        return f"{stem}-{number:05}{extension}"
 
     def headers(self, key: str) -> dict[str, str]:
         """Headers that make a browser save the file under its name, decompressed (RFC 6266, RFC 9110 8.4)."""
