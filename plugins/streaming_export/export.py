@@ -149,14 +149,14 @@ class Export:
             with self._failures(files):
                 before = asked.result()
                 exported = files.complete() if written else []
-        published = bool(exported) and not self._is_piece
-        if published:
+        url = None
+        if exported and not self._is_piece:
             unstopped = self._bucket.within(Stop())  # visible files get their manifest
             with self._failures(files):
                 manifest.publish(unstopped, path, document, before, exported)
-        url, faults = self._bucket.url(path) if published else None, csv.key_faults
-        unique = None if faults is None else not faults
-        return ExportResult.of(document, self._bucket.name, exported, url, unique, time.monotonic() - started)
+            url = self._bucket.url(path)
+        seconds = time.monotonic() - started
+        return ExportResult.of(document, self._bucket.name, exported, url, csv.key_faults, seconds)
 
     def _look(self) -> Preview:
         """Find out what `run` would do, in the thread that `Cancellation.run` starts."""

@@ -60,7 +60,7 @@ class ExportResult:
         bucket: str,
         files: Sequence[ExportedFile],
         manifest_url: str | None,
-        unique: bool | None,
+        faults: KeyFaults | None,
         seconds: float,
     ) -> ExportResult:
         """The result of an export of these files; `document` is its manifest, without them."""
@@ -70,7 +70,7 @@ class ExportResult:
             key=files[0].key if files else None,
             rows=sum(file.rows for file in files),
             rows_verified=document["rows_verified"],
-            unique=unique,
+            unique=None if faults is None else not faults,
             bytes=sum(file.bytes for file in files),
             sha256=only.sha256 if only else None,
             etag=only.etag if only else None,

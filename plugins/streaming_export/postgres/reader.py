@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -11,7 +10,7 @@ from typing import BinaryIO, cast
 
 import sqlalchemy as sa
 
-from streaming_export.cancellation import Stop, Stopped
+from streaming_export.cancellation import Stop, Stopped, in_thread
 from streaming_export.errors import DatabaseError, VerificationError
 from streaming_export.options import Options
 from streaming_export.postgres.counting import KeyFaults, count_rows, count_within
@@ -74,13 +73,13 @@ class Reader:
         jobs += [(f"reader-{n}", self._read) for n in range((options.readers or 2) if self._ranges else 1)]
         if self._ranges and not options.readers and snapshot.sessions.round_trip > FAR_SECONDS:
             jobs.append(("reader-2", partial(self._read, optional=True)))
-        self._threads = [threading.Thread(target=self._run, args=(job,), name=name, daemon=True) for name, job in jobs]
-        self._running = len(self._threads)
+        self._jobs = jobs
+        self._running = len(jobs)
         _log_repeats(plan, count)
 
     def __enter__(self) -> Reader:
-        for thread in self._threads:
-            thread.start()
+        for name, job in self._jobs:
+            in_thread(name, partial(self._run, job))
         return self
 
     def __iter__(self) -> Iterator[tuple[bytes, int]]:
@@ -106,18 +105,14 @@ class Reader:
         self._stop.set(exc or Stopped())
         deadline = time.monotonic() + _STOP_SECONDS
         # A cancel between two statements stops neither, so repeat it until the threads have ended.
-        while any(thread.is_alive() for thread in self._threads) and time.monotonic() < deadline:
+        while self._running and time.monotonic() < deadline:
             self._snapshot.sessions.cancel()
             time.sleep(0.05)
 
     def _run(self, job: Callable[[], None]) -> None:
         try:
-            with translated("running the query"):
+            with self._stop.on_failure(), translated("running the query"):
                 job()
-        except Stopped:
-            pass
-        except BaseException as exc:  # any exception: the consumer's thread raises it
-            self._stop.set(exc)
         finally:
             with self._stop.changing():
                 self._running -= 1

@@ -88,8 +88,7 @@ class Parts:
         self._flying.add(future)
         if self._tls:
             return part
-        with self._stop.changing():
-            return self._free.pop() if self._free else bytearray(len(part))
+        return self._free.pop() if self._free else bytearray(len(part))  # no other thread takes one
 
     def wait(self) -> None:
         """Return when all parts have arrived."""
@@ -115,8 +114,7 @@ class Parts:
         with self._stop.on_failure():
             sent = self._request(number, part)
         if isinstance(part, bytearray):
-            with self._stop.changing():
-                self._free.append(part)
+            self._free.append(part)
         return sent
 
     def _wake(self, part: Future[dict[str, Any]]) -> None:
