@@ -18,9 +18,11 @@ from typing import Any
 import boto3
 import psycopg2
 
+from streaming_export.cancellation import Stopped
 from streaming_export.errors import ManifestError, ManifestMissing, StoreError, Superseded, VerificationError
 from streaming_export.manifest_reader import OF_A_FILE, parse, read
 from streaming_export.s3.bucket import Bucket, check_key
+from streaming_export.s3.conditional import say
 from streaming_export.s3.layout import LONGEST_SUFFIX as _LONGEST_FILE_SUFFIX
 from streaming_export.s3.objects import ExportedFile
 
@@ -144,8 +146,13 @@ def publish(
     try:
         # The store may ignore conditions, or a late export may have replaced an object.
         _check_objects(bucket, export_id, files)
-    except (StoreError, Superseded) as exc:
-        exc.during("The files and their manifest are visible; another export may have replaced some of them.", True)
+    except (StoreError, Superseded, Stopped) as exc:
+        say(
+            bucket,
+            exc,
+            "The files and their manifest are visible; another export may have replaced some of them.",
+            True,
+        )
         raise
 
 

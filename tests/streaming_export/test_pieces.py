@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from demo import services
 from streaming_export import (
     Bucket,
     DatabaseError,
@@ -25,8 +26,10 @@ from streaming_export import (
     VerificationError,
     open_csv,
 )
+from streaming_export.cancellation import Stop, cancelled
 from streaming_export.pieces import Holder, Plan, of_piece, publish, report, reported
 from tests.conftest import content
+from tests.streaming_export.store import Answer, hook, refusal
 
 KEY = "a/orders.csv"
 QUERY = "SELECT * FROM orders"
@@ -138,6 +141,24 @@ def test_nothing_is_published_before_all_is_there(place: Place, store: Bucket, c
         assert [key for key in listed if key.endswith(".manifest.json")] == []
         export_piece(holder.plan, 1, store, place)
         publish(store, holder.plan)
+
+
+def test_a_stop_after_the_manifest(place: Place, client: Any, bucket: str) -> None:
+    """The error says that it was published."""
+    hooked = services.s3_client(client.meta.endpoint_url)
+    store = Bucket(hooked, bucket).within(stop := Stop())
+
+    def end(params: dict[str, Any]) -> Answer:
+        stop.set(cancelled())
+        return refusal("SlowDown", 503)
+
+    with Holder(QUERY, bucket=store, key=KEY, pieces=1, **place) as holder:
+        export_piece(holder.plan, 0, store, place)
+        hook(hooked, "HeadObject", end)  # which follows the manifest
+        with pytest.raises(ExportCancelled, match="and their manifest are visible") as caught:
+            publish(store, holder.plan)
+    assert caught.value.published is True
+    assert f"{KEY}.manifest.json" in [found.key for found in store.list("")]
 
 
 def test_rows_that_do_not_add_up(place: Place, store: Bucket, client: Any, bucket: str) -> None:

@@ -104,7 +104,7 @@ def write(
     if ours:
         return True
     if not certain or (ours is None and not unchanged):
-        _say(bucket, error, _UNKNOWN, None)
+        say(bucket, error, _UNKNOWN, None)
     raise error
 
 
@@ -120,7 +120,7 @@ def check_visible(bucket: Bucket, key: str, sent: Sent) -> str:
     try:
         found = bucket.head(key)
     except (StoreError, Stopped) as exc:
-        _say(bucket, exc, "The object is visible but not verified.", True)
+        say(bucket, exc, "The object is visible but not verified.", True)
         raise
     if found is None:
         raise VerificationError(
@@ -141,9 +141,9 @@ def check_visible(bucket: Bucket, key: str, sent: Sent) -> str:
     return found.etag
 
 
-def _say(bucket: Bucket, error: StoreError | Stopped, state: str, published: bool | None) -> None:
+def say(bucket: Bucket, error: ExportError | Stopped, state: str, published: bool | None) -> None:
     """Have an error, or the reason of a stop, say what is visible."""
-    reason = error if isinstance(error, StoreError) else bucket.stop.reason
+    reason = bucket.stop.reason if isinstance(error, Stopped) else error
     if isinstance(reason, ExportError):
         reason.during(state, published)
 
