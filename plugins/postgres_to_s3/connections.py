@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gzip
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,11 @@ class _Models(Loader):
     """botocore's loader of its models, without the search of 400 services' folders for those that have the file."""
 
     def list_available_services(self, type_name: str) -> list[str]:
-        return [service.name for path in map(Path, self.search_paths) if path.is_dir() for service in path.iterdir()]
+        services: list[str] = []
+        for path in map(Path, self.search_paths):
+            with contextlib.suppress(OSError):  # the first is in the home directory, which may be another user's
+                services += [service.name for service in path.iterdir()]
+        return services
 
 
 class _Files(JSONFileLoader):
@@ -127,7 +132,7 @@ def s3_bucket(conn_id: str | None, name: str, extra_args: Mapping[str, Any] | No
     region, config = hook.region_name, _BOTO_DEFAULTS.merge(hook.config)
 
     @functools.cache
-    def client() -> Any:
+    def make() -> Any:
         try:
             return hook.get_client_type(region, config)
         except (ClientError, BotoCoreError) as exc:
@@ -135,5 +140,11 @@ def s3_bucket(conn_id: str | None, name: str, extra_args: Mapping[str, Any] | No
             if not error.transient:
                 error.remedy = "Correct the login of the connection, or allow it to assume the role."
             raise error from exc
+
+    making = threading.Lock()
+
+    def client() -> Any:
+        with making:  # threads that need it at the same time wait for the one that makes it
+            return make()
 
     return Bucket(client, name, extra_args)

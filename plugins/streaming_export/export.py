@@ -144,11 +144,11 @@ class Export:
                     files = uploads.enter_context(self._writer(csv))
                     asked = in_thread("store", lambda: self._ask(files, path))
                     uploads.callback(wait, [asked])  # it may abort uploads that another attempt has begun by then
-                    written = self._transfer(csv, files)
+                    self._transfer(csv, files)
                     document = self._manifest(csv)
             with self._failures(files):
                 before = asked.result()
-                exported = files.complete() if written else []
+                exported = files.complete() if self._is_wanted(csv.rows) else []
         url = None
         if exported and not self._is_piece:
             unstopped = self._bucket.within(Stop())  # visible files get their manifest
@@ -181,21 +181,25 @@ class Export:
         """See what the store has, in a thread, while the first rows are read; returns the manifest's ETag."""
         with self._stop.on_failure():
             before = manifest.current(self._bucket, path)
+            self._stop.check()
             files.open()
             return before
 
-    def _transfer(self, csv: CsvStream, files: FileWriter) -> bool:
-        """Move all bytes; returns whether there is something to publish."""
+    def _transfer(self, csv: CsvStream, files: FileWriter) -> None:
+        """Move all bytes."""
         progress = Progress(csv.plan.rows)
         for data, rows in csv.batches():
             files.write(data, rows)
             progress.report(csv.rows, files)
-        if not csv.rows and self._options.on_empty == "fail":
+
+    def _is_wanted(self, rows: int) -> bool:
+        """Whether a file with so many rows is to be published."""
+        if not rows and self._options.on_empty == "fail":
             raise EmptyResult(
                 f"The query for {self._bucket.url(self._key)} returned no rows, and on_empty is 'fail'.",
                 "Find out why there are none, and export again.",
             )
-        return bool(csv.rows) or self._options.on_empty == "header"
+        return bool(rows) or self._options.on_empty == "header"
 
     @contextlib.contextmanager
     def _failures(self, files: FileWriter | None = None) -> Iterator[None]:

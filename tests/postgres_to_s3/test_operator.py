@@ -309,7 +309,7 @@ def test_the_client_is_made_of_botocores_models(make: Make, tmp_path: Path, monk
     newer = tmp_path / "s3" / "2099-01-01"
     newer.mkdir(parents=True)
     (newer / "service-2.json").write_text(json.dumps(theirs | {"documentation": "newer"}))
-    monkeypatch.setenv("AWS_DATA_PATH", str(tmp_path))
+    monkeypatch.setenv("AWS_DATA_PATH", f"{tmp_path}{os.pathsep}{'x' * 300}")  # too long for a folder's name
     assert model(s3_bucket("exports_s3", "exports").client)["documentation"] == "newer"
 
 

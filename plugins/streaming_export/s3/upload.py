@@ -67,7 +67,7 @@ class Upload:
         self._opened = self._done = self._finished = False
 
     def open(self) -> None:
-        """Look at the existing object; another thread may do it, while the first part is filled.
+        """Look at the existing object; another thread may do it, while the first part is filled. All else waits for it.
 
         :raises StoreError: if the bucket does not exist, or the store does not answer.
         :raises AlreadyExists: if an object exists, and `overwrite` is False.
