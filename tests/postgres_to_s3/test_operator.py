@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -290,6 +291,20 @@ def test_the_user_agent_names_the_operator(make: Make) -> None:
     from postgres_to_s3 import s3_bucket
 
     assert "Caller/PostgresToS3Operator" in s3_bucket("exports_s3", "b-1").client.meta.config.user_agent_extra
+
+
+def test_threads_share_a_client(make: Make) -> None:
+    """It is made once, although several need it at the same time."""
+    from postgres_to_s3 import s3_bucket
+
+    shared, together = s3_bucket("exports_s3", "exports"), threading.Barrier(5)
+
+    def client(_: int) -> Any:
+        together.wait()
+        return shared.client
+
+    with ThreadPoolExecutor(5) as pool:
+        assert len(set(map(id, pool.map(client, range(5))))) == 1
 
 
 def test_the_client_is_made_of_botocores_models(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
