@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import gc
 import os
@@ -28,6 +29,9 @@ services.isolate_environment()
 
 # Airflow makes very many objects, which stay: to look for garbage among them so often took a quarter of its time.
 gc.set_threshold(50_000)
+# To take them apart takes seconds, for which the run would wait at its end, when everything is reported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    atexit.register(os._exit, 0)
 
 # Each of Airflow's AWS hooks makes a session of its own, which would read S3's description from JSON again.
 botocore.session.create_loader = functools.cache(botocore.session.create_loader)

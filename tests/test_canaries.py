@@ -71,8 +71,10 @@ TALKATIVE = {
 }
 
 DAG_FILE = """
+import atexit
 import gc
-gc.set_threshold(50_000)  # as in tests/conftest.py
+gc.disable()  # Airflow makes very many objects, which stay
+atexit.register(gc.freeze)  # nor are they taken apart at the end
 from airflow.sdk import DAG, Asset
 from postgres_to_s3 import PostgresToS3Operator
 

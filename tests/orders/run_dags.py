@@ -5,6 +5,7 @@
 A program of its own: modules of the same names as the project's are imported from another folder.
 """
 
+import atexit
 import gc
 import json
 import os
@@ -20,7 +21,8 @@ ORDER = ("orders_export", "orders_export_daily", "orders_by_status", "orders_dea
 
 
 def main(day: str) -> None:
-    gc.set_threshold(50_000)  # as in tests/conftest.py
+    gc.disable()  # Airflow makes very many objects, which stay
+    atexit.register(gc.freeze)  # nor are they taken apart at the end
     bag = DagBag(Path(os.environ["AIRFLOW__CORE__DAGS_FOLDER"]))
     assert not bag.import_errors, bag.import_errors
     assert set(bag.dags) == {*ORDER, "orders_ingest"}, sorted(bag.dags)
