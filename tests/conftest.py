@@ -136,6 +136,7 @@ def airflow_database(airflow_home: Path, tmp_path_factory: pytest.TempPathFactor
                 source.backup(copy)
     if not made.exists():
         shutil.copy(new, made)
+    gc.freeze()
     return new
 
 

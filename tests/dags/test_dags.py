@@ -33,9 +33,12 @@ PARAMS: dict[int, Any] = {}
 @pytest.fixture(scope="session")
 def dags(airflow_database: Path) -> DagBag:
     """All DAG files, imported by Airflow."""
-    from airflow.dag_processing.dagbag import DagBag
+    from airflow.dag_processing import dagbag
 
-    return DagBag(services.PROJECT / "dags")
+    # Each `dag.test` would import all files of the folder again, and write all DAGs into the database.
+    dagbag.BundleDagBag = functools.cache(dagbag.BundleDagBag)
+    dagbag.sync_bag_to_db = functools.cache(dagbag.sync_bag_to_db)
+    return dagbag.DagBag(services.PROJECT / "dags")
 
 
 def for_one_run(dags: DagBag, dag_id: str) -> Any:
