@@ -58,6 +58,8 @@ _CLIENT: dict[str, Any] = {
     "retries": {"mode": "standard", "total_max_attempts": 1},
 }
 
+_direct = functools.cache(services.s3_client)  # of all worlds: it may be used by several threads
+
 # How an error says what is visible, and whether that is then the new object; the first that fits.
 _STATES = {
     "may or may not be": None,
@@ -139,7 +141,7 @@ class World:
         self.generation = 0
         self.name = f"faults_{uuid.uuid4().hex}"
         self.bucket = self.name.replace("_", "-")
-        self.direct = services.s3_client(endpoint)
+        self.direct = _direct(endpoint)
         self.direct.create_bucket(Bucket=self.bucket)
         self._create_tables()
         self.store = StoreProxy(endpoint)
