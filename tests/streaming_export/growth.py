@@ -21,6 +21,7 @@ from tests.streaming_export.exporting import export
 
 
 def main() -> None:
+    boto3.client("s3", region_name=services.REGION)  # reads S3's description, which each fork then has
     for line in sys.stdin:
         if not os.fork():
             print(measure(**json.loads(line)), flush=True)  # noqa: T201
