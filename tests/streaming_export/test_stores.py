@@ -29,7 +29,7 @@ from tests.streaming_export.store import hook, refusal
 KEY = "a/b.csv"
 SMALL = "SELECT i, 'small' AS x FROM generate_series(1, {rows}) AS i"
 LARGE = "SELECT i, repeat('x', 1000) AS x FROM generate_series(1, {rows}) AS i"
-FEW, MANY = 100, 14_000  # of the large ones, three parts
+FEW, MANY = 100, 12_800  # of the large ones, three parts
 THREE_PARTS = {"seaweedfs", "moto", "equal parts"}  # to the others, two parts are as many as three
 
 Send = Callable[..., ExportResult]
