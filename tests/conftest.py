@@ -136,7 +136,7 @@ def airflow_database(airflow_home: Path, tmp_path_factory: pytest.TempPathFactor
                 source.backup(copy)
     if not made.exists():
         shutil.copy(new, made)
-    gc.freeze()
+    gc.freeze()  # nor is any of it garbage later
     return new
 
 
