@@ -468,7 +468,7 @@ POSTGRES = [
     Fault(
         "postgres",
         "the network to one reader is cut",
-        _while_reading(lambda world: world.network.cut(-1), **WAYS["batches"]),
+        _while_reading(lambda world: world.network.cut_last(), **WAYS["batches"]),
         False,
         _UNPUBLISHED,
     ),

@@ -56,11 +56,6 @@ class Proxy:
         least = len(self._connections) + number
         self.events.append((lambda: len(self._connections) >= least, action))
 
-    def cut(self, number: int) -> None:
-        """End a connection, counted from the newest if negative, and leave the others alone."""
-        for end in self._connections[number]:
-            _shut(end)
-
     def cut_last(self) -> None:
         """End the connection on which the server has sent most recently, and leave the others alone."""
         for end in self._last:
