@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from streaming_export import InvalidArgument
-from streaming_export.export import check_window
+from streaming_export.options import check_window
 
 _NO_FRAME = "there is no data frame in between"
 _TYPES = f"{_NO_FRAME}: cast columns in the query to change their types"

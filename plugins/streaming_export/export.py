@@ -18,7 +18,7 @@ from streaming_export import manifest
 from streaming_export.cancellation import Cancellation, Stop, Stopped, in_thread
 from streaming_export.errors import DatabaseError, EmptyResult, ExportCancelled, ExportError, InvalidArgument
 from streaming_export.manifest_reader import VERSION
-from streaming_export.options import Options
+from streaming_export.options import Options, check_window
 from streaming_export.postgres.query import Source
 from streaming_export.postgres.reader import EVERYTHING, KeyRange
 from streaming_export.postgres.stream import CsvStream, open_csv
@@ -273,22 +273,6 @@ def _check(
         check_window(window)
     elif options.wait_for_transactions is not None:
         raise InvalidArgument("window", None, "wait_for_transactions needs the begin and end of a window")
-
-
-def check_window(window: Any) -> None:
-    """Refuse a window that is not a list or tuple of begin and end.
-
-    :raises InvalidArgument: naming the argument.
-    """
-    try:
-        if not isinstance(window, list | tuple):
-            raise TypeError
-        begin, end = (datetime.fromisoformat(text) for text in window)
-        if begin.utcoffset() is None or end.utcoffset() is None or begin >= end:
-            raise ValueError
-    except (TypeError, ValueError):
-        allowed = "two times in ISO 8601 with an offset, the first before the second"
-        raise InvalidArgument("window", window, allowed) from None
 
 
 def _state(files: FileWriter | None) -> tuple[str, bool | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal, get_args
 
 from streaming_export.errors import InvalidArgument
@@ -103,6 +104,22 @@ def check_whole_number(argument: str, value: object, least: int, most: int) -> N
     """
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise InvalidArgument(argument, value, f"a whole number from {least} to {most:,}")
+
+
+def check_window(window: Any) -> None:
+    """Refuse a window that is not a list or tuple of begin and end.
+
+    :raises InvalidArgument: naming the argument.
+    """
+    try:
+        if not isinstance(window, list | tuple):
+            raise TypeError
+        begin, end = (datetime.fromisoformat(text) for text in window)
+        if begin.utcoffset() is None or end.utcoffset() is None or begin >= end:
+            raise ValueError
+    except (TypeError, ValueError):
+        allowed = "two times in ISO 8601 with an offset, the first before the second"
+        raise InvalidArgument("window", window, allowed) from None
 
 
 def repeated(names: Sequence[str]) -> list[str]:
