@@ -136,6 +136,8 @@ class Holder(Export):
 
     def _take(self) -> Plan:
         with self._failures():
+            # A store that would refuse `publish` refuses here, before anything is read.
+            manifest.current(self._bucket, manifest.manifest_key(self._key))
             self._wait()
             csv = self._held.enter_context(self._csv)
             _refuse_unfit(csv)

@@ -23,6 +23,7 @@ from streaming_export import (
     InvalidArgument,
     Options,
     SnapshotGone,
+    StoreError,
     VerificationError,
     open_csv,
 )
@@ -245,6 +246,16 @@ def test_what_can_not_be_pieces(place: Place, store: Bucket, query: str, more: d
     with (
         pytest.raises(InvalidArgument, match=said),
         Holder(query, bucket=store, key=KEY, **{"pieces": 2} | place | more),
+    ):
+        pass
+
+
+def test_a_store_that_refuses(client: Any) -> None:
+    """It is found out before the database is asked for anything, and before any piece is exported."""
+    nowhere = sa.create_engine("postgresql+psycopg2://reader@127.0.0.1:1/shop")
+    with (
+        pytest.raises(StoreError, match=r"(?s)NoSuchBucket.*Nothing was published.*Create the bucket"),
+        Holder(QUERY, bucket=Bucket(client, "no-such-bucket"), key=KEY, pieces=2, engine=nowhere, unique_key="id"),
     ):
         pass
 
