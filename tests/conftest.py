@@ -37,6 +37,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 
 
+ORDERS = 12_345
+
+# libpq's option that gives a connection its search path.
+SEARCH_PATH = "-c search_path="
+
 # What one process runs, one after the other, because it shares what takes long to start: files, or folders of them.
 # Those that take longest come first: given out last, they would have the other processes wait for them.
 _TOGETHER = (
@@ -79,6 +84,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Scheduling:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take long."""
     items.sort(key=lambda item: _group(item.nodeid))
+
+
+def pytest_collection_finish() -> None:
+    """Nothing that has been imported is garbage: who looks for some later, as Hypothesis does, can leave that out."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -151,6 +161,24 @@ def engine(database: str) -> Iterator[sa.Engine]:
 
 
 @pytest.fixture(scope="session")
+def pooled(engine: sa.Engine) -> Iterator[sa.Engine]:
+    """The same with a pool, for what many tests set up: a new connection takes longer than most statements."""
+    pooled = sa.create_engine(engine.url, hide_parameters=True)
+
+    @sa.event.listens_for(pooled, "checkout")
+    def set_search_path(connection: Any, record: Any, proxy: object) -> None:
+        """Give it the search path that a new connection would have."""
+        path = os.environ.get("PGOPTIONS", "").removeprefix(SEARCH_PATH) or "DEFAULT"
+        if record.info.get("path") != path:
+            connection.cursor().execute(f"SET search_path = {path}")
+            connection.commit()
+            record.info["path"] = path
+
+    yield pooled
+    pooled.dispose()
+
+
+@pytest.fixture(scope="session")
 def exporter(engine: sa.Engine) -> sa.Engine:
     """An engine of the role that exports, and can do nothing else."""
     return sa.create_engine(engine.url.set(username=services.EXPORTER), poolclass=NullPool, hide_parameters=True)
@@ -195,10 +223,10 @@ def bucket(request: pytest.FixtureRequest, client: Any, endpoint: str) -> str:
 
 
 @pytest.fixture
-def schema(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def schema(pooled: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A new schema, first on the search path of new connections, gone after the test; its tables can be exported."""
-    with new_schema(engine) as name:
-        monkeypatch.setenv("PGOPTIONS", f"-c search_path={name}")  # libpq's, of this process and its children alone
+    with new_schema(pooled) as name:
+        monkeypatch.setenv("PGOPTIONS", SEARCH_PATH + name)  # libpq's, of this process and its children alone
         yield name
 
 
@@ -211,7 +239,7 @@ def new_schema(engine: sa.Engine) -> Iterator[str]:
         let_export(connection, name)
     yield name
     with engine.begin() as connection:
-        connection.exec_driver_sql("SET lock_timeout = '60s'")  # whoever still reads it must not hang the run
+        connection.exec_driver_sql("SET LOCAL lock_timeout = '60s'")  # whoever still reads it must not hang the run
         connection.exec_driver_sql(f"DROP SCHEMA {name} CASCADE")
 
 
@@ -239,10 +267,29 @@ def let_export(connection: sa.Connection, schema: str) -> None:
     )
 
 
+@pytest.fixture(scope="session")
+def made_orders(database: str) -> Iterator[str]:
+    """The name of a table with the rows of `orders` below."""
+    schema = f"made_{uuid.uuid4().hex}"
+    with pytest.MonkeyPatch.context() as environment, psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {schema}")
+        environment.setenv("PGOPTIONS", SEARCH_PATH + schema)
+        services.load_orders(database, ORDERS)
+    yield f"{schema}.orders"
+    with psycopg.connect(database) as connection:
+        connection.execute(f"DROP SCHEMA {schema} CASCADE")
+
+
 @pytest.fixture
-def orders(engine: sa.Engine, schema: str, database: str) -> int:
+def orders(pooled: sa.Engine, made_orders: str, schema: str) -> int:
     """A table `orders` of 12,345 rows, hostile addresses among them; returns their number."""
-    return services.load_orders(database, 12_345)
+    with pooled.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.exec_driver_sql(f"CREATE TABLE orders (LIKE {made_orders} INCLUDING CONSTRAINTS)")
+        connection.exec_driver_sql(f"INSERT INTO orders SELECT * FROM {made_orders}")
+        connection.exec_driver_sql("ALTER TABLE orders ADD PRIMARY KEY (id)")
+        connection.exec_driver_sql("CREATE INDEX ON orders (created_at)")
+        connection.exec_driver_sql("VACUUM ANALYZE orders")  # otherwise autovacuum does it during the export
+    return ORDERS
 
 
 def content(client: Any, bucket: str, key: str) -> bytes:

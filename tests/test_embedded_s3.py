@@ -8,6 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,11 @@ def starter(tmp_path: Path) -> Iterator[Starter]:
 def weed_of_the_tests(endpoint: str) -> psutil.Process:
     """The server that all tests share."""
     option = f"-s3.port={endpoint.rpartition(':')[2]}"
-    (found,) = (
-        child
-        for child in psutil.Process().children(recursive=True)
-        if child.name() == "weed" and option in child.cmdline()
-    )
-    return found
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # other tests' programs may end meanwhile
+            if child.name() == "weed" and option in child.cmdline():
+                return child
+    raise AssertionError("The server does not run.")
 
 
 def test_it_listens_on_loopback_only(weed_of_the_tests: psutil.Process) -> None:

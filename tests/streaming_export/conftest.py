@@ -15,11 +15,11 @@ Execute = Callable[[str], None]
 
 
 @pytest.fixture
-def execute(engine: sa.Engine, schema: str) -> Execute:
-    """Executes SQL on a connection of its own, and commits."""
+def execute(pooled: sa.Engine, schema: str) -> Execute:
+    """Executes SQL, and commits."""
 
     def run(sql: str) -> None:
-        with engine.begin() as connection:
+        with pooled.begin() as connection:
             connection.execution_options(no_parameters=True).exec_driver_sql(sql)
 
     return run

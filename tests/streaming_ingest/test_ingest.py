@@ -50,11 +50,11 @@ def analytics(engine: sa.Engine, schema: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def sql(engine: sa.Engine) -> Callable[[str], list[Any]]:
+def sql(pooled: sa.Engine) -> Callable[[str], list[Any]]:
     """Runs statements, and returns the rows of the last one."""
 
     def run(statement: str) -> list[Any]:
-        with engine.begin() as connection:
+        with pooled.begin() as connection:
             result = connection.execution_options(no_parameters=True).exec_driver_sql(statement)
             return [tuple(row) for row in result] if result.returns_rows else []
 

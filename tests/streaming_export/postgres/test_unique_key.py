@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from streaming_export import open_csv
 from streaming_export.postgres import counting, reader
 from streaming_export.postgres.counting import KeyFaults
-from tests.conftest import content, new_schema
+from tests.conftest import SEARCH_PATH, content, new_schema
 from tests.streaming_export.exporting import export, take_options
 from tests.streaming_export.postgres.statements import another, watched
 
@@ -81,7 +81,7 @@ def made(engine: sa.Engine) -> Iterator[str]:
 @pytest.fixture
 def tables(made: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables with and without keys, which no test changes."""
-    monkeypatch.setenv("PGOPTIONS", f"-c search_path={made}")
+    monkeypatch.setenv("PGOPTIONS", SEARCH_PATH + made)
 
 
 def look(exporter: sa.Engine, query: str, **options: Any) -> tuple[KeyFaults | None, list[str]]:
