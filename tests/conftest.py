@@ -28,7 +28,7 @@ from demo.locked import locked
 services.isolate_environment()
 
 # Airflow makes very many objects, which stay: to look for garbage among them so often took a quarter of its time.
-gc.set_threshold(50_000)
+gc.set_threshold(300_000)
 # To take them apart takes seconds, for which the run would wait at its end, when everything is reported.
 if "PYTEST_XDIST_WORKER" in os.environ:
     atexit.register(os._exit, 0)
