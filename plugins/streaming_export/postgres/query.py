@@ -76,14 +76,15 @@ class Query:
         key = self._key.column
         return f"SELECT count(*), count({key}), count(DISTINCT {key}) FROM {self._source}"
 
-    def count_after(self, key: str | None, literal: Callable[[str], str]) -> str:
-        """The statement that counts the rows after a key, including those whose key is NULL.
+    def count_from(self, key: str, literal: Callable[[str], str]) -> str:
+        """The statement that counts the rows after a key, including those whose key is NULL, and the rows of the key.
 
-        :param key: text of a key; None for all rows.
+        :param key: text of a key.
         :param literal: writes a text as SQL.
         """
-        where = f" WHERE {self._key.column} > {literal(key)} OR {self._key.column} IS NULL" if key is not None else ""
-        return f"{self.count()}{where}"
+        column, bound = self._key.column, literal(key)
+        same = f"count(*) FILTER (WHERE {column} = {bound})"
+        return f"SELECT count(*) - {same}, {same} FROM {self._source} WHERE {column} >= {bound} OR {column} IS NULL"
 
     def nothing(self) -> str:
         """The statement that reads no row, but makes Postgres plan the query and lock all tables that it reads."""

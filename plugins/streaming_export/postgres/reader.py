@@ -212,17 +212,22 @@ def walk(connection: sa.Connection, query: Query, yield_per: int) -> Iterator[tu
     # index gives the order (PostgreSQL manual, 19.7.4, cursor_tuple_fraction).
     fetch = f"FETCH RELATIVE {yield_per} FROM batch_keys"
     command = f"DECLARE batch_keys NO SCROLL CURSOR FOR {query.keys()};\n{fetch}"
-    last = None
+    last, passed = None, 0
     while True:
         cursor.execute(command)
         row, command = cursor.fetchone(), fetch
         if row is None or row[0] is None:
             break
-        last = row[0]
+        last, passed = row[0], passed + yield_per
         yield yield_per, last
     # The server does not report how many rows the last FETCH has skipped.
-    cursor.execute(query.count_after(last, text_literal(connection)))
-    yield int(cursor.fetchone()[0]), None
+    if last is not None:
+        cursor.execute(query.count_from(last, text_literal(connection)))
+        rest, same = map(int, cursor.fetchone())
+    if last is None or same > 1:  # of the rows with this key, the cursor may have passed only some
+        cursor.execute(query.count())
+        rest = int(cursor.fetchone()[0]) - passed
+    yield rest, None
 
 
 def write_rows(connection: sa.Connection, query: Query, yield_per: int, writer: BinaryIO) -> int:
