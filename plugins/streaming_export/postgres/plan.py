@@ -13,9 +13,10 @@ import sqlalchemy as sa
 from streaming_export.postgres.query import Query
 from streaming_export.postgres.sessions import run_sql
 
-#: When a query returns the same rows each time it runs on one snapshot: "always"; "in one transaction", because it asks
-#: for the time of its transaction; or "never", because it asks for the time of its statement, or for random numbers.
-Repeats = Literal["always", "in one transaction", "never"]
+#: When a query returns the same rows each time it runs on one snapshot: "always"; "as many", because it numbers or
+#: limits rows, and their order may differ; "in one transaction", because it asks for the time of its transaction; or
+#: "never", because it asks for the time of its statement, or for random numbers.
+Repeats = Literal["always", "as many", "in one transaction", "never"]
 
 # Without repeated groups: those take 100 bytes of memory for each character of a long literal. A string that contains a
 # quote counts as two strings here.
@@ -50,6 +51,10 @@ _CATALOG = sa.text(
     FROM pg_catalog.pg_proc AS p WHERE proname = ANY(:names)
     """
 )
+
+# What chooses or numbers rows by the order in which they come. That may differ in each run, even on one snapshot: scans
+# of a large table begin where others are (PostgreSQL manual, 19.13.1, synchronize_seqscans), and may be parallel.
+_BY_ORDER = {"Limit", "WindowAgg", "Unique"}
 
 # What gives each row of a table once at most; the scans of partitions are joined by the two that append.
 _ONCE = {"Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Heap Scan", "Tid Scan", "Tid Range Scan", "Subquery Scan"}
@@ -124,7 +129,13 @@ def _look_up(connection: sa.Connection, query: Query, top: dict[str, Any]) -> tu
         return "never", unique
     if of_transaction or _TRANSACTION_TIME.search(text) or _TIME_STRING.search(query.sql):
         return "in one transaction", unique
-    return "always", unique
+    return "as many" if _by_order(top) else "always", unique
+
+
+def _by_order(node: dict[str, Any]) -> bool:
+    """Whether the rows may depend on the order of other rows; not for a subquery that each row asks for itself."""
+    below = (one for one in node.get("Plans", ()) if one["Parent Relationship"] != "SubPlan")
+    return node["Node Type"] in _BY_ORDER or any(map(_by_order, below))
 
 
 def _once(node: dict[str, Any]) -> bool:

@@ -41,7 +41,8 @@ class Reader:
 
     With several readers, and a key that an index orders, the snapshot's owner walks along the key and finds the ranges
     of `batch_rows` rows that the readers COPY, counting the rows. Otherwise one reader reads one stream, and the
-    owner counts by count(*). A query that asks for the time is counted by its reader, in the same transaction, and a
+    owner counts by count(*). So is a query that numbers or limits rows: each range would run it anew, and the order of
+    its rows may differ. A query that asks for the time is counted by its reader, in the same transaction, and a
     volatile one is not counted. Whoever counts also looks for keys that are NULL or repeated, unless an index shows
     that there are none.
 
@@ -60,7 +61,7 @@ class Reader:
         self._stop = stop
         self._ranges = self._can_be_ranges(plan)
         counts = count and not self._ranges
-        self._owner_counts = counts and plan.repeats == "always"
+        self._owner_counts = counts and plan.repeats in ("always", "as many")
         self._reader_counts = counts and plan.repeats == "in one transaction"
         #: Whether the rows are compared with the database's own count.
         self.verified = self._ranges or self._owner_counts or self._reader_counts
@@ -259,7 +260,9 @@ def csv_line(row: Sequence[str | None]) -> str:
 
 
 def _log_repeats(plan: Plan, count: bool) -> None:
-    if plan.repeats == "in one transaction":
+    if plan.repeats == "as many":
+        log.info("The query numbers or limits rows (LIMIT, DISTINCT, a window function): one connection reads it.")
+    elif plan.repeats == "in one transaction":
         log.info("The query asks for the time, or calls a function that may do so: one connection reads it.")
     elif plan.repeats == "never":
         log.warning(

@@ -17,7 +17,8 @@ from tests.streaming_export.postgres.statements import another
 ROWS = 2_000
 
 #: Queries of a table `events`, of 2,000 rows with the key `id`, half of which are at least a second old, by what is to
-#: be done: "ranges" reads in parallel; "once" by one connection that also counts; "uncounted" by one that can't.
+#: be done: "ranges" reads in parallel; "one stream" by one connection, while the owner counts; "once" by one that also
+#: counts; "uncounted" by one that can't.
 QUERIES = {
     "ranges": [
         "SELECT id, at FROM events",
@@ -27,6 +28,15 @@ QUERIES = {
         "SELECT id, to_char(at, 'YYYY') AS at FROM events WHERE date_trunc('day', at) > '1999-01-01'",
         "SELECT id, own_immutable(id) AS at FROM events",
         "SELECT e.id, (SELECT max(i) FROM generate_series(1, 3) AS i) AS at FROM events AS e JOIN odd USING (id)",
+        "SELECT id, (SELECT at FROM events AS f WHERE f.id >= e.id ORDER BY f.id LIMIT 1) AS at FROM events AS e",
+    ],
+    "one stream": [
+        "SELECT row_number() OVER () AS id, at FROM events",
+        "SELECT row_number() OVER (ORDER BY at) AS id, at FROM events",
+        f"SELECT id, at FROM events LIMIT {ROWS}",
+        f"WITH w AS MATERIALIZED (SELECT id, at FROM events LIMIT {ROWS}) SELECT id, at FROM w",
+        f"SELECT id, at FROM events WHERE id IN (SELECT id FROM odd LIMIT {ROWS})",
+        "SELECT DISTINCT ON (id) id, at FROM events ORDER BY id",
     ],
     "once": [
         "SELECT id, now() AS at FROM events",
@@ -101,11 +111,15 @@ def events(engine: sa.Engine, exporter: sa.Engine) -> Any:
 def test_a_query_gives_the_rows_of_one_time(
     events: sa.Engine, ranges: None, caplog: pytest.LogCaptureFixture, expected: str, query: str
 ) -> None:
-    """A query of the time is read and counted in one transaction; a volatile one is read once, with a warning."""
+    """A query of the time is read and counted in one transaction; a volatile one is read once, with a warning.
+
+    One that numbers or limits rows is read as one stream, too: each range would run it anew, with other rows.
+    """
     caplog.set_level("INFO", "streaming_export")
     rows, stream, connections = read_all(events, query, {"yield_per": 100, "readers": 3})
     assert connections == (4 if expected == "ranges" else 2)  # the snapshot's owner, and the readers
-    assert stream.plan.repeats == {"ranges": "always", "once": "in one transaction"}.get(expected, "never")
+    repeats = {"ranges": "always", "one stream": "as many", "once": "in one transaction"}
+    assert stream.plan.repeats == repeats.get(expected, "never")
     assert stream.verified is (expected != "uncounted")
     assert bool([record for record in caplog.records if record.levelname == "WARNING"]) is (expected == "uncounted")
     assert bool([message for message in caplog.messages if "one connection" in message]) is (expected != "ranges")
