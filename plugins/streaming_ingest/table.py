@@ -99,11 +99,11 @@ class Table:
         return self._in_history("manifest_sha256 = {sha256}", sha256=sql.Literal(self.manifest.sha256))
 
     def is_outdated(self) -> bool:
-        """Whether a later snapshot of the same rows, or of all rows, was loaded before."""
+        """Whether a later snapshot of all rows, or of a window that has those of this one, was loaded before."""
         window = self.manifest.window or (None, None)
         return self._in_history(
             "snapshot_taken_at > {taken_at} AND (window_from IS NULL"
-            " OR window_from = {begin}::timestamptz AND window_to = {end}::timestamptz)",
+            " OR window_from <= {begin}::timestamptz AND window_to >= {end}::timestamptz)",
             taken_at=sql.Literal(self.manifest.taken_at),
             begin=sql.Literal(window[0]),
             end=sql.Literal(window[1]),

@@ -271,6 +271,14 @@ def test_a_late_event_does_not_bring_old_rows_back(
     assert load(old).outcome == "outdated"
 
 
+def test_a_late_event_of_a_part_of_a_window(publish: Publish, load: Load, loaded: Callable[[], list[Any]]) -> None:
+    """A later snapshot of a longer window has the rows of this one: its older rows are left out."""
+    day = publish("SELECT 1::bigint AS id, 'old' AS name", key="day.csv", window=WINDOW)
+    load(publish("SELECT 1::bigint AS id, 'new' AS name", key="month.csv", window=(WINDOW[0], "2026-12-01T00:00Z")))
+    assert load(day).outcome == "outdated"
+    assert loaded() == [(1, "new")]
+
+
 def test_a_late_event_of_another_window(publish: Publish, load: Load, loaded: Callable[[], list[Any]]) -> None:
     """A later snapshot of another window says nothing of this one's rows."""
     one = publish("SELECT 1::bigint AS id", key="one.csv", window=WINDOW)
