@@ -55,6 +55,7 @@ _CATALOG = sa.text(
 # What chooses or numbers rows by the order in which they come. That may differ in each run, even on one snapshot: scans
 # of a large table begin where others are (PostgreSQL manual, 19.13.1, synchronize_seqscans), and may be parallel.
 _BY_ORDER = {"Limit", "WindowAgg", "Unique"}
+_INDEX_SCANS = {"Index Scan", "Index Only Scan"}
 
 # What gives each row of a table once at most; the scans of partitions are joined by the two that append.
 _ONCE = {"Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Heap Scan", "Tid Scan", "Tid Range Scan", "Subquery Scan"}
@@ -129,13 +130,26 @@ def _look_up(connection: sa.Connection, query: Query, top: dict[str, Any]) -> tu
         return "never", unique
     if of_transaction or _TRANSACTION_TIME.search(text) or _TIME_STRING.search(query.sql):
         return "in one transaction", unique
-    return "as many" if _by_order(top) else "always", unique
+    # Another server may give each connection other rows (PostgreSQL manual, F.38.5 "Transaction Management").
+    if '"Foreign Scan"' in text:
+        return "in one transaction", unique
+    return "as many" if _by_order(top, text) else "always", unique
 
 
-def _by_order(node: dict[str, Any]) -> bool:
-    """Whether the rows may depend on the order of other rows; not for a subquery that each row asks for itself."""
-    below = (one for one in node.get("Plans", ()) if one["Parent Relationship"] != "SubPlan")
-    return node["Node Type"] in _BY_ORDER or any(map(_by_order, below))
+def _by_order(node: dict[str, Any], text: str) -> bool:
+    """Whether the rows may depend on the order of other rows.
+
+    :param text: of the whole plan.
+    """
+    name, kind = node.get("Subplan Name", ""), node["Node Type"]
+    # A subquery that each row asks for itself does not choose among the rows; one that all ask is hashed, or kept.
+    if node.get("Parent Relationship") == "SubPlan" and kind != "Materialize" and f"hashed {name}" not in text:
+        return False
+    below = node.get("Plans", ())
+    # One value, as of min() or max(): an index gives it in the same order each time.
+    if name.startswith("InitPlan") and kind == "Limit" and {one["Node Type"] for one in below} <= _INDEX_SCANS:
+        return False
+    return kind in _BY_ORDER or any(_by_order(one, text) for one in below)
 
 
 def _once(node: dict[str, Any]) -> bool:

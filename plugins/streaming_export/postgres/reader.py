@@ -263,7 +263,9 @@ def _log_repeats(plan: Plan, count: bool) -> None:
     if plan.repeats == "as many":
         log.info("The query numbers or limits rows (LIMIT, DISTINCT, a window function): one connection reads it.")
     elif plan.repeats == "in one transaction":
-        log.info("The query asks for the time, or calls a function that may do so: one connection reads it.")
+        log.info(
+            "The query asks for the time or another server, or calls a function that may: one connection reads it."
+        )
     elif plan.repeats == "never":
         log.warning(
             "The query calls a volatile function and may return other rows each time: one connection reads it once%s.",

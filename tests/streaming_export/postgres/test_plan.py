@@ -29,6 +29,7 @@ QUERIES = {
         "SELECT id, own_immutable(id) AS at FROM events",
         "SELECT e.id, (SELECT max(i) FROM generate_series(1, 3) AS i) AS at FROM events AS e JOIN odd USING (id)",
         "SELECT id, (SELECT at FROM events AS f WHERE f.id >= e.id ORDER BY f.id LIMIT 1) AS at FROM events AS e",
+        "SELECT id, at FROM events WHERE id <= (SELECT max(id) FROM events)",
     ],
     "one stream": [
         "SELECT row_number() OVER () AS id, at FROM events",
@@ -36,6 +37,8 @@ QUERIES = {
         f"SELECT id, at FROM events LIMIT {ROWS}",
         f"WITH w AS MATERIALIZED (SELECT id, at FROM events LIMIT {ROWS}) SELECT id, at FROM w",
         f"SELECT id, at FROM events WHERE id IN (SELECT id FROM odd LIMIT {ROWS})",
+        f"SELECT id, at FROM events WHERE id > (SELECT id - {ROWS} FROM events LIMIT 1)",
+        f"SELECT id, at FROM events WHERE id NOT IN (SELECT -id FROM events LIMIT {ROWS})",
         "SELECT DISTINCT ON (id) id, at FROM events ORDER BY id",
     ],
     "once": [
