@@ -608,16 +608,18 @@ def raise_cancelled() -> None:
         "SELECT CAST(:canary AS timestamptz) AS value",
         "SELECT CAST(:canary AS regclass) AS value",
         "SELECT current_setting(:canary) AS value",
-        "SELECT {raising}(:canary) AS value",
+        "SELECT {raising}(:canary, 'P0001') AS value",
+        "SELECT {raising}(:canary, 'UE001') AS value",
+        "SELECT {raising}(:canary, '55000') AS value",
     ],
 )
 def test_errors_hold_no_values(world: World, query: str, method: str, caplog: pytest.LogCaptureFixture) -> None:
     """Neither the error, nor the errors chained to it, nor the log quotes a value of a row or of a parameter."""
     raising = f"{world.table}_raising"
     with world.superuser.begin() as connection:
-        body = "BEGIN RAISE EXCEPTION USING MESSAGE = value, DETAIL = value; END"
+        body = "BEGIN RAISE EXCEPTION USING MESSAGE = value, DETAIL = value, ERRCODE = state; END"
         connection.exec_driver_sql(
-            f"CREATE OR REPLACE FUNCTION {raising}(value text) RETURNS int LANGUAGE plpgsql AS $$ {body} $$"
+            f"CREATE OR REPLACE FUNCTION {raising}(value text, state text) RETURNS int LANGUAGE plpgsql AS $$ {body} $$"
         )
     sql = query.format(table=world.table, raising=raising)
     with caplog.at_level(logging.DEBUG, "streaming_export"), pytest.raises(ExportError) as caught:

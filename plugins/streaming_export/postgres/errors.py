@@ -65,9 +65,12 @@ _LOGIN_REFUSED = re.compile(
 )
 _NO_PASSWORD = "no password supplied"  # libpq's own  # noqa: S105
 
-# Classes of SQLSTATE whose messages may quote values of rows or parameters, as in: invalid input syntax for type
-# integer: "jane@example.com" (PostgreSQL manual, appendix A: data exception, integrity violation, PL/pgSQL).
-_TELLING_CLASSES = ("22", "23", "P0")
+# Classes of SQLSTATE whose messages name objects, settings and limits (PostgreSQL manual, appendix A). Those of others
+# may quote values of rows or parameters, as in: invalid input syntax for type integer: "jane@example.com".
+_NAMING_CLASSES = ("08", "0A", "25", "26", "28", "3D", "3F", "40", "42", "53", "54", "55", "57", "58", "72", "XX")
+
+# The function of the server that sends what RAISE in PL/pgSQL says, under any SQLSTATE (pl_exec.c).
+_RAISE = "exec_stmt_raise"
 
 
 @contextlib.contextmanager
@@ -134,7 +137,7 @@ def _loggable_message(exc: BaseException) -> str:
     if not message:
         # From the driver or the network, not from the server; the first line says what failed.
         message = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-    elif sqlstate and sqlstate.startswith(_TELLING_CLASSES):
+    elif sqlstate and (not sqlstate.startswith(_NAMING_CLASSES) or getattr(diag, "source_function", None) == _RAISE):
         message = f"{type(cause).__name__} (the message is left out, since it may quote a value)"
     elif not _points_at_a_name(exc, diag):
         message = re.sub('".*"', '"…"', message, flags=re.DOTALL)
