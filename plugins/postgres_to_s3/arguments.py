@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from streaming_export import InvalidArgument
+from streaming_export.manifest import manifest_key
 from streaming_export.options import check_window
 
 _NO_FRAME = "there is no data frame in between"
@@ -81,6 +82,8 @@ def check(
             raise InvalidArgument(name, key, "the key alone, without s3:// and the bucket")
         if isinstance(key, str) and key.endswith("/"):
             raise InvalidArgument(name, key, "a key that ends in the name of the file, as in orders/orders.csv")
+    if latest_key and s3_key and str(latest_key) in (str(s3_key), manifest_key(str(s3_key))):
+        raise InvalidArgument("latest_key", latest_key, "a key of its own: it would replace the file or its manifest")
     if window is not None and (rendered or not is_template(window)):
         _check_window(window, rendered)
 

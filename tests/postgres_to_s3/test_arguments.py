@@ -55,6 +55,8 @@ def test_every_argument_of_sql_to_s3_operator_is_known(make: Make) -> None:
         ("s3_key", "exports/", "a key that ends in the name of the file"),
         ("s3_key", "s3://exports/{{ ds }}.csv", "the key alone"),
         ("latest_key", "s3://exports/latest.json", "the key alone"),
+        ("latest_key", "a.csv", "a key of its own"),
+        ("latest_key", "a.csv.manifest.json", "a key of its own"),
         ("window", ["2026-11-01T00:00:00+00:00"], "two times"),
         ("window", "2026-11-01", "two times"),
         ("window", ["2026-11-01", "2026-11-02"], "two times in ISO 8601 with an offset"),
