@@ -30,6 +30,10 @@ class NotAllLoaded(ExportError):
     """Some exports could not be loaded; all others were."""
 
 
+class RowsGone(ExportError):
+    """Rows that were loaded are not in the table any more, and can't be loaded again."""
+
+
 def catch_up(
     prefixes: Sequence[str],
     *,
@@ -78,6 +82,7 @@ class _Search:
         self._bucket = bucket
         self._prefixes = prefixes
         self._seen: dict[str, str] = {}
+        self._again: set[str] = set()
         self._failed: dict[str, ExportError] = {}
 
     def pending(self, done: set[tuple[str, str]]) -> list[str]:
@@ -88,6 +93,7 @@ class _Search:
         found: list[tuple[bool, float, str]] = []
         for listed in self._listed():
             url = self._bucket.url(listed.key)
+            self._again.discard(url)
             if (url, listed.etag) in done or self._seen.get(url) == listed.etag:
                 continue
             self._seen[url] = listed.etag
@@ -101,6 +107,7 @@ class _Search:
         """Load these windows again: an export of all rows has removed their rows."""
         for url in urls:
             self._seen.pop(url, None)
+            self._again.add(url)
 
     @contextlib.contextmanager
     def failures(self, url: str) -> Iterator[None]:
@@ -121,6 +128,12 @@ class _Search:
 
         :param loaded: number of exports that were loaded.
         """
+        for url in sorted(self._again):
+            with self.failures(url):
+                raise RowsGone(
+                    f"{url} is gone, and an older export of all rows, which came later, has removed its rows.",
+                    "Export all rows again.",
+                )
         if not self._failed:
             return
         named = [f"{url}: {exc.failed}" for url, exc in self._failed.items()]

@@ -197,6 +197,17 @@ def test_a_late_export_of_all_rows(shop: Shop, run: Callable[..., Any], table: C
     assert table() == shop.expected()
 
 
+def test_a_late_export_of_all_rows_without_the_windows(shop: Shop, run: Callable[..., Any]) -> None:
+    """If what it takes away can't be put back, the run fails."""
+    day = shop.day(5, hour=10)
+    run()
+    shop.night(3, hour=5)
+    shop.bucket.client.delete_object(Bucket=shop.bucket.name, Key=day.removeprefix(shop.bucket.url("")))
+    with pytest.raises(NotAllLoaded, match=f"{day} is gone, and an older export of all rows") as caught:
+        run()
+    assert "All other exports are loaded, 1 of them by this run." in str(caught.value)
+
+
 def test_a_dropped_table(
     shop: Shop, run: Callable[..., Any], table: Callable[[], dict[int, str]], engine: sa.Engine, schema: str
 ) -> None:
