@@ -48,7 +48,8 @@ def check_names(given: Mapping[str, object]) -> None:
     """
     for name, instead in OLD_NAMES.items():
         if name in given:
-            raise InvalidArgument(name, given[name], instead)
+            value = given[name]  # a mapping may hold a password
+            raise InvalidArgument(name, type(value).__name__ if isinstance(value, Mapping) else value, instead)
 
 
 @contextlib.contextmanager

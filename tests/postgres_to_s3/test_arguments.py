@@ -48,6 +48,12 @@ def test_every_argument_of_sql_to_s3_operator_is_known(make: Make) -> None:
         assert caught.value.__notes__ == ["Task: export."]
 
 
+def test_an_argument_that_may_hold_a_password_is_not_quoted(make: Make) -> None:
+    """Airflow shows the error of a DAG that can't be parsed to everybody."""
+    with pytest.raises(InvalidArgument, match=r"^sql_hook_params='dict' is not allowed"):
+        make(sql_hook_params={"password": "hunter2"})
+
+
 @pytest.mark.parametrize(
     ("argument", "value", "says"),
     [
