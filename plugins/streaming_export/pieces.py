@@ -170,10 +170,7 @@ def _refuse_unfit(csv: CsvStream) -> None:
         allowed = f"a column of one of the types {', '.join(sorted(_KEYS.values()))}"
         raise InvalidArgument("unique_key", csv.query.unique_key, allowed)
     if csv.plan.repeats != "always":
-        found = (
-            "volatile, asks for the time or another server, or numbers or limits rows (LIMIT, DISTINCT, a window"
-            " function)"
-        )
+        found = "volatile, or with the time, a foreign table, LIMIT, DISTINCT or a window function"
         raise InvalidArgument("query", found, "it must give the same rows on each run")
 
 
