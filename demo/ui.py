@@ -4,10 +4,10 @@ It starts Airflow's four programs one by one: `airflow standalone` would also se
 fixed ports.
 """
 
-from demo.interrupts import end_in_order
+from demo.interrupts import end_at_once, end_in_order
 
 if __name__ == "__main__":
-    end_in_order()  # before the imports, which take a second
+    end_at_once()  # before the imports, which take a second
 
 import argparse
 import contextlib
@@ -41,6 +41,7 @@ START_SECONDS = 180
 
 
 def main() -> int:
+    end_in_order()
     parser = argparse.ArgumentParser("make ui", usage="make ui ORDERS=200000")
     parser.add_argument("--orders", metavar="ORDERS", type=number, default=200_000)
     rows = parser.parse_args().orders
