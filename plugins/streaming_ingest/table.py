@@ -211,7 +211,7 @@ class Table:
             " WHERE table_name = {table} AND mode = 'superseded' AND NOT EXISTS ("
             "SELECT FROM {history} AS later WHERE later.table_name = h.table_name"
             " AND later.snapshot_taken_at > h.snapshot_taken_at AND (later.window_from IS NULL"
-            " OR later.window_from = h.window_from AND later.window_to = h.window_to))",
+            " OR later.window_from <= h.window_from AND later.window_to >= h.window_to))",
             history=self._history,
             table=sql.Literal(self.table),
         )

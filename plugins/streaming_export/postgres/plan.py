@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,9 +18,9 @@ from streaming_export.postgres.sessions import run_sql
 #: "never", because it asks for the time of its statement, or for random numbers.
 Repeats = Literal["always", "as many", "in one transaction", "never"]
 
-# Without repeated groups: those take 100 bytes of memory for each character of a long literal. A string that contains a
-# quote counts as two strings here.
-_STRING = re.compile(r"'[^']*'")
+# A name in quotes, or a string, without repeated groups: those take 100 bytes of memory for each character of a long
+# literal. What contains its own quote counts as two here. Names are matched first, since one may have an apostrophe.
+_QUOTED = re.compile(r"""("[^"]*")|'[^']*'""")
 _CALL = re.compile(r'(?:"([^"]+(?:""[^"]+)*)"|([^\W\d]\w*))\(')
 
 # PostgreSQL manual, 9.9.5 "Current Date/Time", as plans show them.
@@ -120,20 +120,29 @@ def _look_up(connection: sa.Connection, query: Query, top: dict[str, Any]) -> tu
 
     The first is decided by the functions that the plan calls, also in views. A false match only costs time.
     """
-    text = _STRING.sub("''", json.dumps(top, ensure_ascii=False).replace('\\"', '"'))
+    text = "\n".join(_QUOTED.sub(r"\1", value) for value in _texts(top))
     names = {quoted.replace('""', '"') or name for quoted, name in _CALL.findall(text)}
     table, column = query.key.origin if query.key else (0, 0)
     values = {"names": sorted(names), "table": table, "column": column}
     volatile, of_transaction, indexed = connection.execute(_CATALOG, values).one()
     unique = indexed and _once(top)
-    if volatile or '"Sample Scan"' in text:
+    if volatile or "Sample Scan" in text:
         return "never", unique
     if of_transaction or _TRANSACTION_TIME.search(text) or _TIME_STRING.search(query.sql):
         return "in one transaction", unique
     # Another server may give each connection other rows (PostgreSQL manual, F.38.5 "Transaction Management").
-    if '"Foreign Scan"' in text:
+    if "Foreign Scan" in text:
         return "in one transaction", unique
     return "as many" if _by_order(top, text) else "always", unique
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts of a plan."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _texts(one)
 
 
 def _by_order(node: dict[str, Any], text: str) -> bool:

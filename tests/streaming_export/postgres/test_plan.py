@@ -43,6 +43,7 @@ QUERIES = {
     ],
     "once": [
         "SELECT id, now() AS at FROM events",
+        """SELECT id, "it's", now() AS at, "it's" AS b FROM apostrophe""",
         "SELECT id, CURRENT_TIMESTAMP AS at FROM events",
         "SELECT id, CURRENT_DATE AS at FROM events",
         "SELECT id, LOCALTIME AS at FROM events",
@@ -67,6 +68,7 @@ QUERIES = {
         "SELECT id, statement_timestamp() AS at FROM events",
         "SELECT id, clock_timestamp() AS at FROM events",
         "SELECT id, random() AS at FROM events",
+        """SELECT id, "it's" AS at FROM apostrophe WHERE random() < 0.5 AND "it's" IS NULL""",
         "SELECT id, at FROM events WHERE random() < 0.5",
         "SELECT id, gen_random_uuid() AS at FROM events",
         "SELECT id, at FROM lottery",
@@ -93,6 +95,8 @@ def events(engine: sa.Engine, exporter: sa.Engine) -> Any:
             INSERT INTO events SELECT i, now() - interval '1 hour' * (i % 2) FROM generate_series(1, {ROWS}) AS i;
             CREATE TABLE odd AS SELECT id FROM events;
             ALTER TABLE odd ADD PRIMARY KEY (id);
+            CREATE TABLE apostrophe AS SELECT id, NULL::int AS "it's" FROM events;
+            ALTER TABLE apostrophe ADD PRIMARY KEY (id);
             CREATE VIEW hidden AS SELECT id, now() AS at FROM events;
             CREATE VIEW deeper AS SELECT * FROM hidden WHERE id > -1;
             CREATE VIEW lottery AS SELECT id, random() AS at FROM events;
@@ -101,7 +105,7 @@ def events(engine: sa.Engine, exporter: sa.Engine) -> Any:
             CREATE FUNCTION "Own Stable"() RETURNS timestamptz LANGUAGE plpgsql STABLE AS 'BEGIN RETURN now(); END';
             CREATE FUNCTION own_sql() RETURNS timestamptz LANGUAGE sql STABLE AS 'SELECT now()';
             CREATE FUNCTION own_volatile() RETURNS float LANGUAGE plpgsql AS 'BEGIN RETURN random(); END';
-            ANALYZE events; ANALYZE odd
+            ANALYZE events; ANALYZE odd; ANALYZE apostrophe
             """
         )
     url = exporter.url.update_query_dict({"options": "-c search_path=test_plan"})
