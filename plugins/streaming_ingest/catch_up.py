@@ -15,7 +15,7 @@ from streaming_export.errors import ExportError, ManifestError, ManifestInvalid,
 from streaming_export.postgres.errors import database_error
 from streaming_export.s3.bucket import Bucket
 from streaming_export.s3.objects import ObjectInfo
-from streaming_ingest.history import known
+from streaming_ingest.history import known, missing
 from streaming_ingest.ingest import IngestResult, check_target, ingest
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,9 @@ def catch_up(
                 result = ingest(url, engine=engine, bucket=bucket, table=table, schema=schema, add_columns=add_columns)
                 results.append(result)
                 search.again(result.load_again)
-    search.raise_failures(len(results))
+    with _reading(schema, table, "What this run could load is loaded."):
+        gone = missing(engine, schema, table)
+    search.raise_failures(len(results), gone)
     return results
 
 
@@ -82,7 +84,6 @@ class _Search:
         self._bucket = bucket
         self._prefixes = prefixes
         self._seen: dict[str, str] = {}
-        self._again: set[str] = set()
         self._failed: dict[str, ExportError] = {}
 
     def pending(self, done: set[tuple[str, str]]) -> list[str]:
@@ -93,7 +94,6 @@ class _Search:
         found: list[tuple[bool, float, str]] = []
         for listed in self._listed():
             url = self._bucket.url(listed.key)
-            self._again.discard(url)
             if (url, listed.etag) in done or self._seen.get(url) == listed.etag:
                 continue
             self._seen[url] = listed.etag
@@ -107,7 +107,6 @@ class _Search:
         """Load these windows again: an export of all rows has removed their rows."""
         for url in urls:
             self._seen.pop(url, None)
-            self._again.add(url)
 
     @contextlib.contextmanager
     def failures(self, url: str) -> Iterator[None]:
@@ -123,12 +122,13 @@ class _Search:
             log.error("%s was not loaded. %s", url, exc)
             self._failed[url] = exc
 
-    def raise_failures(self, loaded: int) -> None:
+    def raise_failures(self, loaded: int, gone: Sequence[str]) -> None:
         """Raise an error that names the manifests that failed, if any did.
 
         :param loaded: number of exports that were loaded.
+        :param gone: windows whose rows were to be loaded again.
         """
-        for url in sorted(self._again):
+        for url in (url for url in gone if url not in self._failed):
             with self.failures(url):
                 raise RowsGone(
                     f"{url} is gone, and an older export of all rows, which came later, has removed its rows.",
@@ -161,9 +161,15 @@ def _read(bucket: Bucket, url: str, listed: ObjectInfo) -> manifest_reader.Manif
 
 
 def _known(engine: sa.Engine, schema: str, table: str) -> set[tuple[str, str]]:
-    try:
+    with _reading(schema, table):
         return known(engine, schema, table)
+
+
+@contextlib.contextmanager
+def _reading(schema: str, table: str, state: str = "Nothing was loaded.") -> Iterator[None]:
+    try:
+        yield
     except (sa.exc.DBAPIError, psycopg2.Error) as exc:
         error = database_error(f"reading what was loaded into {schema}.{table}", exc)
-        error.during("Nothing was loaded.")
+        error.during(state)
         raise error from None

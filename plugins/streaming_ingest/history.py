@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from psycopg2 import sql
 
-from streaming_ingest.table import HISTORY
+from streaming_ingest.table import HISTORY, SUPERSEDED
 
 # If the table was dropped, everything has to be loaded again. A history without the ETag column can't be used either.
 _USABLE = """
@@ -26,12 +28,25 @@ def known(engine: sa.Engine, schema: str, table: str) -> set[tuple[str, str]]:
     :param engine: of the psycopg2 dialect, for the analytics database.
     :raises sqlalchemy.exc.DBAPIError: if the database refuses or fails.
     """
+    return set(_rows(engine, schema, table, _KNOWN))
+
+
+def missing(engine: sa.Engine, schema: str, table: str) -> list[str]:
+    """URL of the manifest of each window whose rows an older export of all rows has removed.
+
+    :param engine: of the psycopg2 dialect, for the analytics database.
+    :raises sqlalchemy.exc.DBAPIError: if the database refuses or fails.
+    """
+    return [url for (urls,) in _rows(engine, schema, table, SUPERSEDED) for url in urls]
+
+
+def _rows(engine: sa.Engine, schema: str, table: str, query: str) -> list[Any]:
     history = sql.Identifier(schema, HISTORY)
     with engine.begin() as connection, connection.connection.cursor() as cursor:
         names = {"history": history, "table": sql.Identifier(schema, table)}
         texts = {name: sql.Literal(identifier.as_string(cursor)) for name, identifier in names.items()}
         cursor.execute(sql.SQL(_USABLE).format(**texts))
         if not cursor.fetchone()[0]:
-            return set()
-        cursor.execute(sql.SQL(_KNOWN).format(history=history, table=sql.Literal(table)))
-        return set(cursor.fetchall())
+            return []
+        cursor.execute(sql.SQL(query).format(history=history, table=sql.Literal(table)))
+        return list(cursor.fetchall())

@@ -46,6 +46,15 @@ def loaded_type(exported: str) -> str:
     return exported if exported in _SAME_TYPES or exported == "bpchar" else "text"
 
 
+# Manifests of the windows whose rows are missing, since an older export of all rows has removed them.
+SUPERSEDED = """
+    SELECT coalesce(array_agg(manifest_url ORDER BY snapshot_taken_at), ARRAY[]::text[]) FROM {history} AS h
+    WHERE table_name = {table} AND mode = 'superseded' AND NOT EXISTS (SELECT FROM {history} AS later
+        WHERE later.table_name = h.table_name AND later.snapshot_taken_at > h.snapshot_taken_at
+        AND (later.window_from IS NULL OR later.window_from <= h.window_from AND later.window_to >= h.window_to))
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """The target table of one manifest; every method runs in the caller's transaction.
@@ -206,16 +215,7 @@ class Table:
 
     def superseded_windows(self) -> list[str]:
         """Manifests of the windows whose rows are missing for that reason, in the order of their snapshots."""
-        urls: list[str] = self._ask(
-            "SELECT coalesce(array_agg(manifest_url ORDER BY snapshot_taken_at), ARRAY[]::text[]) FROM {history} AS h"
-            " WHERE table_name = {table} AND mode = 'superseded' AND NOT EXISTS ("
-            "SELECT FROM {history} AS later WHERE later.table_name = h.table_name"
-            " AND later.snapshot_taken_at > h.snapshot_taken_at AND (later.window_from IS NULL"
-            " OR later.window_from <= h.window_from AND later.window_to >= h.window_to))",
-            history=self._history,
-            table=sql.Literal(self.table),
-        )
-        return urls
+        return list(self._ask(SUPERSEDED, history=self._history, table=sql.Literal(self.table)))
 
     @property
     def _name(self) -> str:

@@ -206,6 +206,10 @@ def test_a_late_export_of_all_rows_without_the_windows(shop: Shop, run: Callable
     with pytest.raises(NotAllLoaded, match=f"{day} is gone, and an older export of all rows") as caught:
         run()
     assert "All other exports are loaded, 1 of them by this run." in str(caught.value)
+    with pytest.raises(NotAllLoaded, match=f"{day} is gone"):  # and so does the next
+        run()
+    shop.night(5, hour=11)
+    assert [result.outcome for result in run()] == ["replaced"]
 
 
 def test_a_dropped_table(
