@@ -126,9 +126,9 @@ class _Search:
         """Raise an error that names the manifests that failed, if any did.
 
         :param loaded: number of exports that were loaded.
-        :param gone: windows whose rows were to be loaded again.
+        :param gone: manifests of windows whose rows are missing.
         """
-        for url in (url for url in gone if url not in self._failed):
+        for url in (url for url in gone if url not in self._seen):
             with self.failures(url):
                 raise RowsGone(
                     f"{url} is gone, and an older export of all rows, which came later, has removed its rows.",
