@@ -96,12 +96,14 @@ def published_by(bucket: Bucket, key: str) -> str | None:
         return None
 
 
-def current(bucket: Bucket, key: str) -> str | None:
+def current(bucket: Bucket, key: str, taken_at: datetime | None = None) -> str | None:
     """The ETag of the manifest at `key`, without quotes; None if there is none.
 
     Read it before the uploads of a new export are opened. If the object there is no manifest, this logs a warning.
 
     :param key: of the manifest.
+    :param taken_at: when the snapshot of the new export was taken, if it must not replace a later one.
+    :raises VerificationError: if the manifest is of a later snapshot.
     :raises StoreError: if the store failed.
     :raises Stopped: if the export is stopped.
     """
@@ -109,14 +111,26 @@ def current(bucket: Bucket, key: str) -> str | None:
     if found is None:
         return None
     try:
-        parse(found[0], bucket.name, bucket.url(key))
+        there = parse(found[0], bucket.name, bucket.url(key))
     except ManifestError as exc:
         log.warning("%s This export replaces it.", exc.failed)
+        return found[1]
+    if taken_at is not None and there.taken_at > taken_at:
+        raise VerificationError(
+            f"{there.url} is of a later snapshot ({there.taken_at.isoformat()}) than this export"
+            f" ({taken_at.isoformat()}).",
+            "Nothing has to be done, unless the two exports should have had keys of their own.",
+        )
     return found[1]
 
 
 def publish(
-    bucket: Bucket, key: str, document: Mapping[str, Any], before: str | None, files: Sequence[ExportedFile]
+    bucket: Bucket,
+    key: str,
+    document: Mapping[str, Any],
+    before: str | None,
+    files: Sequence[ExportedFile],
+    taken_at: datetime | None = None,
 ) -> None:
     """Write the manifest of an export whose objects are complete.
 
@@ -127,7 +141,9 @@ def publish(
     :param document: the manifest, without its files.
     :param before: the result of `current` before the uploads were opened.
     :param files: all of them, complete.
+    :param taken_at: for objects that no other export can replace: that of `current`. A later manifest stays.
     :raises Superseded: if another export has replaced an object.
+    :raises VerificationError: as `current`.
     :raises StoreError: if the store failed.
     :raises Stopped: if the export is stopped.
     """
@@ -137,8 +153,7 @@ def publish(
         if bucket.put(key, body, replaces=replaces, export_id=export_id):
             break
         # The manifest's ETag before the objects: an export that replaces one after the check writes its manifest later.
-        found = bucket.head(key)
-        replaces = found.etag if found else None
+        replaces = current(bucket, key, taken_at)
         _check_objects(bucket, export_id, files)
         log.info("Another export wrote %s, but this export's files are visible. Writing it again.", bucket.url(key))
     else:

@@ -196,13 +196,14 @@ def reported(bucket: Bucket, plan: Plan) -> set[int]:
 def publish(bucket: Bucket, plan: Plan) -> ExportResult:
     """Write the manifest of all pieces, after the holder has seen all reports while it held the snapshot.
 
-    :raises VerificationError: if a piece is missing, or the number of rows is not the database's count.
+    :raises VerificationError: if a piece is missing, the number of rows is not the database's count, or an export of a
+        later snapshot is published.
     :raises StoreError: if the store failed.
     :raises ExportCancelled: if the bucket's `stop` is set by a cancellation.
     """
-    key = manifest.manifest_key(plan.key)
+    key, taken_at = manifest.manifest_key(plan.key), datetime.fromisoformat(plan.document["snapshot"]["taken_at"])
     try:
-        before = manifest.current(bucket, key)
+        before = manifest.current(bucket, key, taken_at)
         files = [file for number in range(len(plan.ranges)) for file in _files(bucket, plan, number)]
         rows = sum(file.rows for file in files)
         if rows != plan.rows:
@@ -210,7 +211,7 @@ def publish(bucket: Bucket, plan: Plan) -> ExportResult:
                 f"The pieces have {rows:,} rows, but the database counts {plan.rows:,} in the same snapshot.",
                 f"The unique key must be unique and never NULL. Correct it, and export {bucket.url(plan.key)} again.",
             )
-        manifest.publish(bucket, key, plan.document, before, files)
+        manifest.publish(bucket, key, plan.document, before, files, taken_at)
     except (Stopped, ExportError) as exc:
         first = bucket.stop.reason or exc
         if isinstance(first, ExportError):

@@ -20,6 +20,7 @@ from streaming_export import (
     DatabaseError,
     Export,
     ExportCancelled,
+    ExportResult,
     InvalidArgument,
     Options,
     SnapshotGone,
@@ -119,6 +120,35 @@ def test_any_number_of_pieces(place: Place, store: Bucket, client: Any, bucket: 
         result = publish(store, holder.plan)
     assert result.rows == orders
     assert all(file.key.endswith(".csv.gz") and file.rows <= 2_000 for file in result.files)
+
+
+def test_an_older_export_in_pieces_does_not_replace_a_newer_one(
+    place: Place, store: Bucket, client: Any, bucket: str, orders: int
+) -> None:
+    """It may have looked before the newer one was published, or be published again; the newer one may be, too."""
+    plans = []
+    for _ in range(2):
+        with Holder(QUERY, bucket=store, key=KEY, pieces=2, **place) as holder:
+            plans.append(holder.plan)
+            for number in range(2):
+                export_piece(holder.plan, number, store, place)
+    older, newer = plans
+    kept = r"(?s)is of a later snapshot.*No manifest was written\. What was published before stays"
+    published: list[ExportResult] = []
+
+    def publish_newer(params: dict[str, Any]) -> Answer:
+        published.append(publish(store, newer))
+        return None
+
+    late = services.s3_client(client.meta.endpoint_url)
+    hook(late, "PutObject", publish_newer)  # the older one has seen that there is no manifest
+    with pytest.raises(VerificationError, match=kept):
+        publish(Bucket(late, bucket), older)
+    assert len(published) == 1
+    with pytest.raises(VerificationError, match=kept):
+        publish(store, older)
+    assert publish(store, newer).rows == orders  # a retry
+    assert json.loads(content(client, bucket, f"{KEY}.manifest.json"))["export_id"] == newer.document["export_id"]
 
 
 def test_an_empty_table(place: Place, store: Bucket, client: Any, bucket: str, engine: sa.Engine) -> None:
