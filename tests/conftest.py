@@ -20,10 +20,10 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
-from xdist.scheduler import LoadFileScheduling
 
 from demo import services
 from demo.locked import locked
+from tests.scheduling import pytest_collection_modifyitems, pytest_xdist_make_scheduler  # noqa: F401, pytest's hooks
 
 services.isolate_environment()
 
@@ -41,49 +41,6 @@ ORDERS = 12_345
 
 # libpq's option that gives a connection its search path.
 SEARCH_PATH = "-c search_path="
-
-# What one process runs, one after the other, because it shares what takes long to start: files, or folders of them.
-# Those that take longest come first: given out last, they would have the other processes wait for them.
-_TOGETHER = (
-    ("tests/exports_page/",),  # a served Airflow
-    ("tests/dags/", "tests/test_docs.py"),  # what `dag.test` imports
-    ("tests/streaming_export/test_stores.py",),
-    ("tests/faults/",),
-    ("tests/postgres_to_s3/",),  # what the operator imports
-    ("tests/orders/test_another_table.py",),
-    ("tests/test_wheel.py",),
-    ("tests/test_canaries.py",),
-    ("tests/streaming_export/test_faults.py",),
-    ("tests/streaming_export/test_memory.py",),
-    ("tests/streaming_ingest/test_ingest.py",),
-    ("tests/streaming_export/s3/test_upload.py",),
-    ("tests/test_stand_ins.py",),
-    ("tests/test_embedded_s3.py",),
-)
-
-
-def _group(nodeid: str) -> int:
-    """Which of them a test belongs to; their number, if to none."""
-    found = (number for number, paths in enumerate(_TOGETHER) if nodeid.startswith(paths))
-    return next(found, len(_TOGETHER))
-
-
-class _Scheduling(LoadFileScheduling):
-    """Gives a process a file or, of those above, all files that belong together."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        group = _group(nodeid)
-        return super()._split_scope(nodeid) if group == len(_TOGETHER) else _TOGETHER[group][0]
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Scheduling:
-    """Have this decide which process runs what."""
-    return _Scheduling(config, log)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take long."""
-    items.sort(key=lambda item: _group(item.nodeid))
 
 
 def pytest_collection_finish() -> None:
