@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -159,11 +160,14 @@ class Cluster:
 
     def kill(self, host: str) -> None:
         """Stop a machine as a power cut does: SIGKILL to all its processes."""
-        guard = self.parts.pop(host)
-        for process in psutil.Process(guard.pid).children(recursive=True):
+        self.signal(host, signal.SIGKILL)
+        self.parts.pop(host).wait()
+
+    def signal(self, host: str, number: int) -> None:
+        """Send a signal to all processes of a machine."""
+        for process in psutil.Process(self.parts[host].pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        guard.wait()
+                process.send_signal(number)
 
     def cpu_seconds(self) -> dict[str, float]:
         """CPU seconds of each running program, including its processes that have ended."""

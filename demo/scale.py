@@ -10,6 +10,7 @@ only if the files and the analytics table have exactly the orders of the table.
 import argparse
 import contextlib
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -129,15 +130,27 @@ def services_of(days: int, start: date) -> Iterator[Cluster]:
 def kill_one(cluster: Cluster, stack: contextlib.ExitStack, days: int, report: Report) -> None:
     """Kill the first worker in the middle of a task, when a third of the days is done; start another one."""
     victim = "worker-1"
-    wait_for_days(cluster, days // 3, days, busy=victim)
+    while wait_for_days(cluster, days // 3, days, busy=victim):
+        cluster.signal(victim, signal.SIGSTOP)
+        time.sleep(0.5)  # what it has reported by now is noted
+        with psycopg.connect(cluster.metadata) as connection:
+            if state_of_days(connection, victim)[2]:
+                break
+        cluster.signal(victim, signal.SIGCONT)  # its task had ended
     say(f"kill -9 of {victim} with all that it runs; another worker takes its place")
     cluster.kill(victim)
     report.killed = victim
     cluster.start_worker(stack, f"worker-{len([host for host in cluster.parts if 'worker' in host]) + 2}")
 
 
-def wait_for_days(cluster: Cluster, done: int, days: int, busy: str | None = None) -> None:
-    """Return when `done` of the `days` days are exported, and the worker `busy` is exporting one.
+def state_of_days(connection: psycopg.Connection, busy: str | None) -> tuple[int, int, int]:
+    """How many days are exported, how many failed for good, and how many the worker `busy` is exporting."""
+    succeeded, failed, there = connection.execute(DONE, {"host": busy}).fetchone() or (0, 0, 0)
+    return succeeded, failed, there
+
+
+def wait_for_days(cluster: Cluster, done: int, days: int, busy: str | None = None) -> bool:
+    """Return when `done` of the `days` days are exported, and the worker `busy` is exporting one: whether it is.
 
     Raises RuntimeError if a day failed for good, or none ends for a long time.
     """
@@ -145,11 +158,11 @@ def wait_for_days(cluster: Cluster, done: int, days: int, busy: str | None = Non
     with psycopg.connect(cluster.metadata, autocommit=True) as connection:
         while True:
             cluster.check()
-            succeeded, failed, running_there = connection.execute(DONE, {"host": busy}).fetchone() or (0, 0, 0)
+            succeeded, failed, running_there = state_of_days(connection, busy)
             if failed:
                 raise RuntimeError(f"{failed} days failed for good.")
             if succeeded >= done and (busy is None or running_there or succeeded >= days):
-                return
+                return bool(running_there)
             now = time.monotonic()
             if succeeded != before:
                 before, changed = succeeded, now
