@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import mmap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,9 @@ _END_SECONDS = 15.0
 
 # A cancel that reaches the server between two statements stops neither, so it is repeated.
 _REPEAT_SECONDS = 1.0
+
+# Memory that a new thread gets or asks for at once: a stack of 8 MiB, and some blocks of Python's and of malloc's.
+_THREAD_BYTES = 16 * 1024 * 1024
 
 
 class Stopped(BaseException):
@@ -136,18 +140,17 @@ class Cancellation:
         if self.cancelled:
             self.stop.set(cancelled())
         try:
-            self._worker = threading.Thread(target=self._serve, name="canceller", daemon=True)
-            self._worker.start()
+            self._worker = _start_thread("canceller", self._serve)
             in_thread("export", work, future)
             while wait([future], _REPEAT_SECONDS).not_done:
                 if self.cancelled:
                     self.cancel()
             return future.result()
         except BaseException as exc:
-            if not future.done():
+            if not future.cancel() and not future.done():  # it has begun
                 self.cancel()
                 wait([future], _END_SECONDS)
-            if not future.done() or future.exception() is not exc:
+            if future.cancelled() or not future.done() or future.exception() is not exc:
                 exc.add_note(_fate(future))
             raise
         finally:
@@ -164,18 +167,30 @@ def in_thread(name: str, work: Callable[[], Result], future: Future[Result] | No
     """Begin to do `work` in a thread of its own, which does not keep the interpreter from ending.
 
     :param future: gets the result, and is returned; None for a new one.
+    :raises Exception: if there is no memory for a thread, or the system allows no further one.
     """
     future = future or Future()
 
     def run() -> None:
+        if not future.set_running_or_notify_cancel():
+            return
         try:
             future.set_result(work())
         except BaseException as exc:  # any exception: whoever asks for the result raises it
             future.set_exception(exc)
 
     context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=(run,), name=name, daemon=True).start()
+    _start_thread(name, lambda: context.run(run))
     return future
+
+
+def _start_thread(name: str, target: Callable[[], None]) -> threading.Thread:
+    # Thread.start() waits for ever if the new thread finds no memory for its first steps. Not by malloc, which would
+    # keep blocks of this size from then on.
+    mmap.mmap(-1, _THREAD_BYTES).close()
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    thread.start()
+    return thread
 
 
 def cancelled() -> ExportCancelled:
@@ -185,6 +200,8 @@ def cancelled() -> ExportCancelled:
 
 def _fate(future: Future[Result]) -> str:
     """What became of the interrupted work, which the interrupting exception can't say."""
+    if future.cancelled():
+        return "The export had not begun: nothing was published. Retry."
     if not future.done():
         return f"The export has not ended after {_END_SECONDS:.0f} s. The object may or may not be visible. Retry."
     if exc := future.exception():

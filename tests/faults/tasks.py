@@ -61,7 +61,9 @@ class Worker:
         self.process.stdin.write(json.dumps(arguments) + "\n")
         self.process.stdin.flush()
         ending = Running(self._end)
-        assert ending.ends(within=4 * PATIENCE), "the task hangs"
+        if not ending.ends(within=4 * PATIENCE):
+            self.stop_all()  # the next fault has to meet a worker that is idle
+            raise AssertionError("the task hangs")
         if ending.error:
             raise ending.error
         state = ending.result

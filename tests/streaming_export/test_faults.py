@@ -314,6 +314,31 @@ def test_a_file_that_fails_when_others_are_visible(world: World) -> None:
     assert "othing was published" not in str(caught.value)
 
 
+# ---- No further thread
+
+
+@pytest.mark.parametrize("allowed", range(12))
+def test_no_further_thread(world: World, monkeypatch: pytest.MonkeyPatch, allowed: int) -> None:
+    """Wherever a limit of processes or memory refuses a thread, the export ends at once, and says so."""
+    start = threading.Thread.start
+    started: list[str] = []
+
+    def start_some(thread: threading.Thread) -> None:
+        if len(started) == allowed:
+            raise RuntimeError("can't start new thread")
+        started.append(thread.name)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_some)
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="can't start new thread") as caught:
+        world.export(world.wide(), **WAYS["batches"])
+    assert time.monotonic() - began < cancellation._END_SECONDS, started
+    assert "othing was published" in " ".join(caught.value.__notes__)
+    monkeypatch.undo()
+    world.assert_nothing_left()
+
+
 # ---- Cancelling
 
 

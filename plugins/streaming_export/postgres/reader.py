@@ -79,8 +79,14 @@ class Reader:
         _log_repeats(plan, count)
 
     def __enter__(self) -> Reader:
-        for name, job in self._jobs:
-            in_thread(name, partial(self._run, job))
+        for begun, (name, job) in enumerate(self._jobs):
+            try:
+                in_thread(name, partial(self._run, job))
+            except BaseException as exc:  # no memory, for instance
+                with self._stop.changing():
+                    self._running -= len(self._jobs) - begun
+                self.__exit__(type(exc), exc, None)
+                raise
         return self
 
     def __iter__(self) -> Iterator[tuple[bytes, int]]:

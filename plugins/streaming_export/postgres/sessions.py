@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from typing import Any
 
 import psycopg2
@@ -35,6 +35,9 @@ BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _CANCEL_SECONDS = 1.0
 _CANCEL_PATIENCE = 2.0
 _CLOSE_SECONDS = 3.0
+
+# What starting a thread raises if the system has no memory for it, or allows no further one.
+_NO_THREAD = (OSError, RuntimeError, MemoryError)
 
 
 class Sessions:
@@ -102,7 +105,8 @@ class Sessions:
             self._cut()
             return
         # On a connection of its own, because psycopg2's cancel() blocks all threads until the server answers.
-        _within(_CANCEL_SECONDS, [self._cancel_backends])
+        with contextlib.suppress(*_NO_THREAD):  # without one, the sockets are shut down later
+            wait([in_thread("connection", self._cancel_backends)], _CANCEL_SECONDS)
 
     def end(self) -> None:
         """End all connections; no further ones can be opened."""
@@ -212,6 +216,13 @@ def _commit_by_itself(connection: Any, record: object) -> None:
 def _within(seconds: float, actions: list[Callable[[], None]]) -> None:
     """Run actions in threads: one that waits for the network must not delay the others.
 
-    What they raise is ignored: a broken connection has nothing left to cancel or close.
+    What they raise is ignored: a broken connection has nothing left to close.
     """
-    wait([in_thread("connection", action) for action in actions], seconds)
+    running: list[Future[None]] = []
+    for action in actions:
+        try:
+            running.append(in_thread("connection", action))
+        except _NO_THREAD:
+            with contextlib.suppress(Exception):
+                action()
+    wait(running, seconds)
