@@ -11,10 +11,9 @@ from xdist.scheduler import LoadFileScheduling
 # Those that take longest come first: given out last, they would have the other processes wait for them.
 _TOGETHER = (
     ("tests/exports_page/",),  # a served Airflow
-    ("tests/dags/", "tests/test_docs.py"),  # what `dag.test` imports
+    ("tests/dags/", "tests/test_docs.py", "tests/postgres_to_s3/"),  # what `dag.test` imports
     ("tests/streaming_export/test_stores.py",),
     ("tests/faults/",),
-    ("tests/postgres_to_s3/",),  # what the operator imports
     ("tests/orders/test_another_table.py",),
     ("tests/test_wheel.py",),
     ("tests/test_canaries.py",),
