@@ -135,7 +135,7 @@ async def files(
     range_: Annotated[str | None, Header(alias="Range")] = None,
     if_range: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """A published file. With `sha256`, only if the manifest still has this checksum."""
+    """A published file. With `sha256`, only if the manifest still has this checksum; a range needs it, or If-Range."""
 
     def prepare() -> Response:
         bucket, access = catalogue.bucket(), Access(user)
@@ -150,7 +150,7 @@ async def files(
         if sha256 is not None and sha256 != one.sha256:
             raise ObjectChanged(f"{bucket.url(one.key)} was replaced by a newer export.", "Reload the page.")
         try:
-            part = part_of(one, range_, if_range)
+            part = part_of(one, range_, if_range or (etag(one) if sha256 else None))
         except OutOfRange:
             return Response(status_code=416, headers={"Content-Range": f"bytes */{one.bytes}", "ETag": etag(one)})
         reading = PublishedFile(bucket, found, one, part)

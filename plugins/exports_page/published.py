@@ -49,13 +49,15 @@ class OutOfRange(ValueError):
 def part_of(file: ExportedFile, asked: str | None, if_range: str | None) -> Part:
     """The range that a request asks for; the whole file, unless it asks for one range of this file.
 
+    Without the ETag, the part that a client has may be of another file, and the two together would look whole.
+
     :param asked: the header ``Range``.
-    :param if_range: the header ``If-Range``: the ETag of the file of which the browser has a part.
+    :param if_range: the header ``If-Range``: the ETag of the file of which the client has a part.
     :raises OutOfRange: if there is no such byte.
     """
     whole = Part(0, file.bytes - 1, True)
     found = _RANGE.fullmatch((asked or "").strip())
-    if found is None or found.groups() == ("", "") or (if_range and if_range != etag(file)):
+    if found is None or found.groups() == ("", "") or if_range != etag(file):
         return whole
     begin, end = found.groups()
     first = int(begin) if begin else max(file.bytes - int(end), 0)

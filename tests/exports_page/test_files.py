@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 from pathlib import Path
@@ -22,11 +23,8 @@ def test_a_published_file(airflow: Airflow, shop: str, keys: list[str], client: 
 
 def test_ranges_and_resuming(airflow: Airflow, shop: str, keys: list[str], client: Any, tmp_path: Path) -> None:
     """A part is a part of this very file; curl completes what it has the beginning of."""
-    session, url, whole = (
-        airflow.session("user"),
-        f"{airflow.url}/{file_of(shop, keys[-1])}",
-        content(client, shop, keys[-1]),
-    )
+    session, whole = airflow.session("user"), content(client, shop, keys[-1])
+    url = f"{airflow.url}/{file_of(shop, keys[-1], sha256=hashlib.sha256(whole).hexdigest())}"
     for asked, begin, end in (
         ("5-9", 5, 10),
         ("100-", 100, len(whole)),
@@ -50,6 +48,19 @@ def test_ranges_and_resuming(airflow: Airflow, shop: str, keys: list[str], clien
     assert half.read_bytes() == whole
 
 
+def test_nothing_is_resumed_by_another_file(
+    airflow: Airflow, shop: str, keys: list[str], client: Any, tmp_path: Path
+) -> None:
+    """A client that does not say of which file it has the beginning gets no part of the one that is there now."""
+    half = tmp_path / "half.csv"
+    half.write_bytes(b"the beginning of the file that was there before\n")
+    token, url = f"Authorization: Bearer {airflow.token('user')}", f"{airflow.url}/{file_of(shop, keys[-1])}"
+    done = subprocess.run(["curl", "-sSf", "-C", "-", "-H", token, "-o", str(half), url], capture_output=True)
+    assert (done.returncode, half.stat().st_size) == (33, 48)  # "cannot resume", and nothing was added
+    whole = airflow.session("user").get(url, headers={"Range": "bytes=48-"})
+    assert (whole.status_code, whole.content) == (200, content(client, shop, keys[-1]))
+
+
 def test_a_replaced_file_is_a_conflict(airflow: Airflow, shop: str, keys: list[str], client: Any) -> None:
     """409 and a sentence, if the object is not the manifest's, or the manifest is not the page's any more."""
     session, before = airflow.session("user"), content(client, shop, keys[0])
@@ -57,7 +68,8 @@ def test_a_replaced_file_is_a_conflict(airflow: Airflow, shop: str, keys: list[s
     client.put_object(Bucket=shop, Key=keys[0], Body=before[:-1] + b"!")
     try:
         for asked in ({}, {"Range": "bytes=5-9"}):
-            answer = session.get(f"{airflow.url}/{file_of(shop, keys[0])}", headers=asked)
+            of_before = file_of(shop, keys[0], sha256=hashlib.sha256(before).hexdigest())
+            answer = session.get(f"{airflow.url}/{of_before}", headers=asked)
             assert answer.status_code == 409
             assert "another export has replaced it" in answer.json()["detail"]
         url = f"s3://{shop}/{keys[0]}.manifest.json"
