@@ -32,7 +32,8 @@ _PANDAS = {
     "boolean": "boolean",
 }
 _TIMES = ("date", "timestamp with time zone", "timestamp without time zone")
-_NUMERIC = re.compile(r"numeric\(\d{1,3},\d{1,3}\)|numeric")
+# Without a precision it may be any number, which DuckDB's DECIMAL and Redshift's NUMERIC would round: it stays text.
+_NUMERIC = re.compile(r"numeric\(\d{1,3},\d{1,3}\)")
 _DECOMPRESS = {"gzip": "gzip -dc", "zstd": "zstd -dc"}
 
 
@@ -109,7 +110,7 @@ def _create(table: str, columns: list[tuple[str, str]]) -> str:
 
 
 def _postgres(kind: str) -> str:
-    return kind if kind in _DUCKDB or kind == "varchar(65535)" or _NUMERIC.fullmatch(kind) else "text"
+    return kind if kind in (*_DUCKDB, "numeric", "varchar(65535)") or _NUMERIC.fullmatch(kind) else "text"
 
 
 def _redshift_type(kind: str) -> str:
@@ -117,8 +118,7 @@ def _redshift_type(kind: str) -> str:
 
 
 def _decimal(kind: str) -> str:
-    # Without a precision it may be any number, and DuckDB's DECIMAL would round it.
-    return kind.replace("numeric", "DECIMAL") if _NUMERIC.fullmatch(kind) and "(" in kind else "VARCHAR"
+    return kind.replace("numeric", "DECIMAL") if _NUMERIC.fullmatch(kind) else "VARCHAR"
 
 
 def _literal(text: str) -> str:

@@ -186,4 +186,8 @@ def test_redshift_reads_the_manifest(airflow_home: Path) -> None:
     text = snippets(manifest(compression="zstd"), "http://127.0.0.1:9")["Redshift"]
     assert "FROM 's3://bucket/o''x/orders-20261101.csv.manifest.json' IAM_ROLE default" in text
     assert "MANIFEST CSV IGNOREHEADER 1 ZSTD" in text
+    assert '"m" numeric(10,2)' in text
+    any_number = replace(manifest(), columns=(("m", "numeric"),))  # to Redshift, numeric is numeric(18,0)
+    assert 'CREATE TABLE "orders" ("m" varchar(65535));' in snippets(any_number, "http://127.0.0.1:9")["Redshift"]
+    assert 'CREATE TABLE "orders" ("m" numeric);' in snippets(any_number, "http://127.0.0.1:9")["psql"]
     assert HOSTILE not in text
