@@ -192,15 +192,19 @@ async def _break(send: Send) -> None:
         await send({"type": "http.response.pathsend", "path": ""})
 
 
+def saved_as(name: str) -> str:
+    """The name under which a file is saved: only what is safe in a header is kept."""
+    return "".join(one if one.isascii() and (one.isalnum() or one in "._-=+ ") else "_" for one in name)
+
+
 def headers(name: str, content_type: str) -> dict[str, str]:
     """The headers of every download.
 
-    :param name: of the file; only what is safe in the header is kept.
+    :param name: of the file.
     """
-    safe = "".join(one if one.isascii() and (one.isalnum() or one in "._-=+ ") else "_" for one in name)
     return {
         "Content-Type": content_type,
-        "Content-Disposition": f'attachment; filename="{safe}"',
+        "Content-Disposition": f'attachment; filename="{saved_as(name)}"',
         "Cache-Control": "no-store",
         "X-Accel-Buffering": "no",  # nginx would spool a slow download to its disk
         "X-Content-Type-Options": "nosniff",

@@ -8,6 +8,7 @@ import shlex
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
+from exports_page.download import saved_as
 from streaming_export.manifest_reader import Manifest
 
 # PostgreSQL's types and their counterparts in DuckDB and in pandas; all others are text.
@@ -34,7 +35,7 @@ _PANDAS = {
 _TIMES = ("date", "timestamp with time zone", "timestamp without time zone")
 # Without a precision it may be any number, which DuckDB's DECIMAL and Redshift's NUMERIC would round: it stays text.
 _NUMERIC = re.compile(r"numeric\(\d{1,3},\d{1,3}\)")
-_DECOMPRESS = {"gzip": "gzip -dc", "zstd": "zstd -dc"}
+_DECOMPRESS = {"gzip": "gzip -dc --", "zstd": "zstd -dc --"}
 
 
 def snippets(manifest: Manifest, endpoint: str) -> dict[str, str]:
@@ -89,7 +90,7 @@ def _pandas(columns: list[tuple[str, str]], urls: list[str], endpoint: str) -> s
 def _psql(table: str, columns: list[tuple[str, str]], keys: list[str], compression: str | None) -> str:
     copies = []
     for key in keys:
-        file = PurePosixPath(key).name
+        file = saved_as(PurePosixPath(key).name)
         source = _literal(file)
         if compression in _DECOMPRESS:
             source = f"PROGRAM {_literal(f'{_DECOMPRESS[compression]} {shlex.quote(file)}')}"

