@@ -59,7 +59,8 @@ def snippets(manifest: Manifest, endpoint: str) -> dict[str, str]:
 
 def _duckdb(table: str, columns: list[tuple[str, str]], urls: list[str], endpoint: str) -> str:
     types = ", ".join(f"{_literal(name)}: '{_DUCKDB.get(kind, _decimal(kind))}'" for name, kind in columns)
-    files = ", ".join(map(_literal, urls))
+    # Each stands for itself in brackets: DuckDB would load every file that a name with a star matches.
+    files = ", ".join(_literal(re.sub(r"[*?\[]", r"[\g<0>]", url)) for url in urls)
     access = "TYPE s3, PROVIDER credential_chain"
     if not _is_aws(endpoint):
         at = urlsplit(endpoint)

@@ -148,6 +148,20 @@ def test_duckdb_runs_what_is_pasted(airflow_home: Path, here: Path) -> None:
     assert [row[1] for row in rows] == [None, ""]
 
 
+def test_duckdb_loads_no_other_file(airflow_home: Path, here: Path) -> None:
+    """A name with a star is not a pattern."""
+    import duckdb
+
+    from exports_page.snippets import snippets
+
+    for name in ("orders-*[1].csv", "orders-of-another1.csv"):
+        (here / name).write_text(CSV)
+    text = snippets(manifest("o/orders-*[1].csv"), "https://s3.eu-west-1.amazonaws.com")["DuckDB"]
+    with duckdb.connect() as connection:
+        connection.execute(text[text.index("CREATE TABLE") :].replace("s3://bucket/o", str(here)))
+        assert connection.execute('SELECT count(*) FROM "orders"').fetchall() == [(2,)]
+
+
 def test_pandas_runs_what_is_pasted(airflow_home: Path, here: Path) -> None:
     """With the types of the columns; from the file in place of the store."""
     from exports_page.snippets import snippets
