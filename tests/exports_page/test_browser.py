@@ -226,6 +226,35 @@ def test_a_download_that_succeeds(
     page.get_by_text("✓ rows, SHA-256").wait_for()
 
 
+def test_an_export_of_several_files(window: Open, airflow: Airflow, shop: str, keys: list[str], client: Any) -> None:
+    """Its row leads to its files, since the first alone is not the export; the figures of a young series are right."""
+    document = json.loads(content(client, shop, f"{keys[-1]}.manifest.json"))
+    other = json.loads(content(client, shop, f"{keys[0]}.manifest.json"))
+    document |= {name: document[name] + other[name] for name in ("files", "entries", "rows", "bytes")}
+    document |= {"started_at": "2026-11-01T02:00:00.000000+00:00", "finished_at": "2026-11-01T02:01:59.700000+00:00"}
+    names = [f"split/split-2026110{number}.csv.manifest.json" for number in (1, 2)]
+    for name in names:
+        client.put_object(Bucket=shop, Key=name, Body=json.dumps(document).encode())
+    relist()
+    try:
+        page = window("user")
+        show(page, airflow)
+        page.get_by_label("Series").select_option("split/split-*.csv")
+        page.locator("caption", has_text="2 exports of split").wait_for()
+        assert "first of this series" not in page.locator(".tiles").inner_text()
+        assert "2 min 0 s" in page.locator("table.exports tbody tr").first.inner_text()
+        assert page.get_by_role("button", name="Download split").count() == 0
+        page.get_by_role("button", name="The files of").first.click()
+        page.wait_for_selector("pre")
+        with page.expect_download() as found:
+            page.get_by_role("button", name=f"Download {keys[0].rsplit('/', 1)[1]}").click()
+        assert Path(found.value.path()).read_bytes() == content(client, shop, keys[0])
+    finally:
+        for name in names:
+            client.delete_object(Bucket=shop, Key=name)
+        relist()
+
+
 def test_the_live_table(window: Open, airflow: Airflow, keys: list[str], table: int) -> None:
     """The form downloads what was asked for; what the server refuses is a sentence on the page, and no file."""
     page = window("user")

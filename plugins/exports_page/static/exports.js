@@ -131,7 +131,7 @@ class Page {
     const bytes = change(tiles.bytes, tiles.usual_bytes);
     return h("dl", { class: "tiles" },
       tile("Newest", ago(tiles.newest), tiles.file),
-      tile("Rows", number(tiles.rows), rows ? `${rows} against ${tiles.compared}` : "the first of this series"),
+      tile("Rows", number(tiles.rows), rows ? `${rows} against ${tiles.compared}` : this.data.total > 1 ? "–" : "the first of this series"),
       tile("Size", size(tiles.bytes), bytes ? `${bytes} against the last ones` : "–"),
       tile("Time", duration(tiles.seconds), tiles.seconds > 0 ? `${compact(tiles.rows / tiles.seconds)} rows/s` : "–"),
       tile("Unusual", tiles.unusual + tiles.missing ? `▲ ${tiles.unusual}` : "None",
@@ -192,8 +192,10 @@ class Page {
       cell(1, ago(row.at)), cell(2, number(row.rows)), cell(3, size(row.bytes)), cell(4, duration(row.seconds)), verified,
       cell(6, row.run_path ? h("a", { href: new URL(row.run_path, AIRFLOW), title: `${row.dag}, ${row.run}`, class: "run" }, row.run) : "–"),
       h("td", { class: "actions" },
-        h("button", { disabled: why !== null, title: why, "aria-label": `Download ${row.file}`,
-          onclick: (event) => this.download(row.url, 0, row, event.currentTarget) }, "Download"),
+        row.files > 1 // the first alone would look like the export
+          ? h("button", { "aria-label": `The files of ${row.file}`, onclick: () => this.open(row.url) }, `${number(row.files)} files`)
+          : h("button", { disabled: why !== null, title: why, "aria-label": `Download ${row.file}`,
+            onclick: (event) => this.download(row.url, 0, row, event.currentTarget) }, "Download"),
         h("button", { class: "quiet", disabled: why !== null, title: why, "aria-label": `Verify ${row.file}`,
           onclick: (event) => this.verify(row, verified, event.currentTarget) }, "Verify"))), below];
   }
