@@ -8,7 +8,7 @@ ExportError                    base of all errors that this project raises
 ├── TransactionsRunning        transactions that began before the window's end are still running after the wait
 ├── EmptyResult                the query returned no rows and on_empty is "fail"
 ├── StoreError                 the object store refused a request, failed, or can't be reached
-├── AlreadyExists              an object exists and overwrite is False
+├── AlreadyExists              an object or the manifest exists and overwrite is False
 ├── VerificationError          rows or bytes read, sent and stored do not match
 │   └── Superseded             another export to the same key replaced this one's files
 ├── ExportCancelled            the export was stopped from outside

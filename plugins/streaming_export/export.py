@@ -16,7 +16,14 @@ import sqlalchemy as sa
 
 from streaming_export import manifest
 from streaming_export.cancellation import Cancellation, Stop, Stopped, in_thread
-from streaming_export.errors import DatabaseError, EmptyResult, ExportCancelled, ExportError, InvalidArgument
+from streaming_export.errors import (
+    AlreadyExists,
+    DatabaseError,
+    EmptyResult,
+    ExportCancelled,
+    ExportError,
+    InvalidArgument,
+)
 from streaming_export.manifest_reader import VERSION
 from streaming_export.options import Options, check_window
 from streaming_export.postgres.query import Source
@@ -107,7 +114,7 @@ class Export:
         :raises DatabaseError: if Postgres refused the query or failed.
         :raises SnapshotGone: if the snapshot of a piece is no longer held.
         :raises TransactionsRunning: if transactions that began before the window's end do not end in time.
-        :raises AlreadyExists: if an object exists and `overwrite` is False.
+        :raises AlreadyExists: if an object or the manifest exists and `overwrite` is False.
         :raises EmptyResult: if there are no rows and `on_empty` is "fail".
         :raises StoreError: if the object store refused the object or failed.
         :raises VerificationError: if rows read, sent and stored do not match, or another export replaced the files.
@@ -183,6 +190,8 @@ class Export:
             before = manifest.current(self._bucket, path)
             self._stop.check()
             files.open()
+            if before is not None and not self._options.overwrite:  # its files have other names, or are gone
+                raise AlreadyExists(self._bucket.url(path), "the manifest of another export")
             return before
 
     def _transfer(self, csv: CsvStream, files: FileWriter) -> None:

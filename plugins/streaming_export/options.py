@@ -39,8 +39,8 @@ class Options:
     :param compression: None, "gzip" or "zstd"; adds ``.gz`` or ``.zst`` to the key.
     :param max_file_rows: maximum data rows of a file; the files are then ``…-00001.csv``, ``…-00002.csv``, …
     :param max_file_bytes: maximum CSV bytes of a file, before compression; likewise.
-    :param overwrite: False: raise `AlreadyExists` if the object exists, even if another export writes it meanwhile. A
-        store without conditional writes is only checked before.
+    :param overwrite: False: raise `AlreadyExists` if the object exists, even if another export writes it meanwhile, or
+        if its manifest does. A store without conditional writes is only checked before.
     :param wait_for_transactions: maximum seconds to wait, before the snapshot is taken, for transactions that began
         before the end of the window; None does not wait.
     :raises InvalidArgument: naming the option, its value and what is allowed.

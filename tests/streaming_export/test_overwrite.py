@@ -30,6 +30,19 @@ def test_an_object_that_is_there_stays(exporter: sa.Engine, client: Any, bucket:
     assert open_uploads(client, bucket) == []
 
 
+@pytest.mark.parametrize("other", [{"compression": "gzip"}, {"max_file_rows": 1}], ids=["compressed", "split"])
+def test_an_export_under_another_name_keeps_its_manifest(
+    exporter: sa.Engine, client: Any, bucket: str, other: dict[str, Any]
+) -> None:
+    """The names of files depend on the options, but an export has one manifest, without which its files are lost."""
+    first = export("SELECT 1 AS one", engine=exporter, client=client, bucket=bucket, key="a.csv", **other)
+    before = content(client, bucket, "a.csv.manifest.json")
+    with pytest.raises(AlreadyExists, match=r"(?s)a\.csv\.manifest\.json already exists .*Nothing was published"):
+        export("SELECT 2 AS one", engine=exporter, client=client, bucket=bucket, key="a.csv", overwrite=False)
+    assert content(client, bucket, "a.csv.manifest.json") == before
+    assert keys(client, bucket) == [first.key, "a.csv.manifest.json"]
+
+
 def test_where_nothing_is_the_export_goes_on(exporter: sa.Engine, client: Any, bucket: str) -> None:
     """The first export to a key is published."""
     result = export("SELECT 1 AS one", engine=exporter, client=client, bucket=bucket, key="a.csv", overwrite=False)
