@@ -1,4 +1,4 @@
-"""Which exports belong together: the name of a series is the key with * for the dates."""
+"""Which exports belong together: the name of a series is the key with * for dates and times."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from streaming_export.s3.objects import ObjectInfo
 
 _SUFFIX = ".manifest.json"
 
-# A date as in 2026-11-24 or 20261124. If a time follows, the rest is part of a run's id.
-_DATE = re.compile(r"(?<!\d)(\d{4})-?([01]\d)-?([0-3]\d)(?!\d)(?:T\d\d[^/]*)?")
+# A date as in 2026-11-24 or 20261124, with the time that may follow; after its offset, a run's id can have a suffix.
+_TIME = r"T(?:[.:+_-]?\d++)++Z?(?:(?<=[+-]\d\d:\d\d)_\w+)?"
+_DATE = re.compile(rf"(?<!\d)(\d{{4}})-?([01]\d)-?([0-3]\d)(?!\d)(?:{_TIME})?")
 
 # Runs by hand write to a folder named by the run's id (orders/places.py); all of them are one series.
 _BY_HAND = re.compile(r"(?<=/manual/)[^/]+(?=/)")
