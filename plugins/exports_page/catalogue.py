@@ -165,7 +165,7 @@ class Catalogue:
         self._listing, self.problem = Listing(datetime.now(UTC), by_series(found), more), None
 
 
-_PASSING = "The store failed to return it. Reload the page."
+_PASSING = "It was replaced since the list was made, or the store failed. Reload the page in a minute."
 
 
 def read(bucket: Bucket, key: str, etag: str | None = None) -> Manifest:

@@ -145,6 +145,25 @@ def test_an_entry_has_an_address(
     assert listed(airflow, export="s3://another/orders/orders-20261124.csv.manifest.json")["wanted"] is None
 
 
+def test_a_manifest_that_was_replaced_after_the_list_says_so(
+    airflow: Airflow, put: Callable[..., str], document: dict[str, Any]
+) -> None:
+    """The list of a minute ago has no longer its ETag: the row blames not only the store, and says how long to wait."""
+    put("replaced/a-20261101.csv", json.dumps(document).encode())
+    listed(airflow, series="orders/orders-*.csv")
+    catalogue_forgets()
+    put("replaced/a-20261101.csv", json.dumps(document, indent=2).encode())
+    (row,) = listed(airflow, "admin", series="replaced/a-*.csv")["rows"]
+    assert row["problem"].startswith("It was replaced since the list was made")
+
+
+def catalogue_forgets() -> None:
+    """Forget what the manifests say, but not the list."""
+    from exports_page.api import catalogue
+
+    catalogue._entries.clear()
+
+
 def hostile(document: dict[str, Any], shop: str) -> dict[str, tuple[bytes, str]]:
     """Manifests that nobody should trust, and what the page says of each."""
 
