@@ -149,8 +149,9 @@ async def files(
             access.require(allowed, "exports.files", dag, bucket.url(one.key))
         if sha256 is not None and sha256 != one.sha256:
             raise ObjectChanged(f"{bucket.url(one.key)} was replaced by a newer export.", "Reload the page.")
+        asked = range_ if request.method == "GET" else None
         try:
-            part = part_of(one, range_, if_range or (etag(one) if sha256 else None))
+            part = part_of(one, asked, if_range or (etag(one) if sha256 else None))
         except OutOfRange:
             return Response(status_code=416, headers={"Content-Range": f"bytes */{one.bytes}", "ETag": etag(one)})
         reading = PublishedFile(bucket, found, one, part)

@@ -75,7 +75,10 @@ def etag(file: ExportedFile) -> str:
 
 
 class PublishedFile:
-    """The bytes of a file; see `download.Reading`. A whole file ends only if its SHA-256 is the manifest's.
+    """The bytes of a file; see `download.Reading`. The last ones are sent only if its SHA-256 is the manifest's.
+
+    That takes reading all of it also for a part, the rest of a download that broke off: browsers ask for that by
+    themselves, and would make a whole file of one that is damaged.
 
     :param part: the bytes to send.
     """
@@ -83,7 +86,9 @@ class PublishedFile:
     def __init__(self, bucket: Bucket, manifest: Manifest, file: ExportedFile, part: Part) -> None:
         self._bucket, self._manifest, self._file, self._part = bucket, manifest, file, part
         self._sha256 = hashlib.sha256()
-        self._left = part.last - part.first + 1
+        self._to_the_end = part.last == file.bytes - 1
+        self._skip = part.first if self._to_the_end else 0
+        self._left = part.last - part.first + 1 + self._skip
         self._body: Any = None
         self._next = b""
         self._cancelled = threading.Event()
@@ -95,7 +100,8 @@ class PublishedFile:
         """
         part, file = self._part, self._file
         try:
-            self._body, found = self._bucket.open(file.key, None if part.whole else f"bytes={part.first}-{part.last}")
+            asked = None if self._to_the_end else f"bytes={part.first}-{part.last}"
+            self._body, found = self._bucket.open(file.key, asked)
         except StoreError as exc:
             if exc.code in GONE:
                 raise self._replaced("it was removed") from exc
@@ -104,6 +110,8 @@ class PublishedFile:
             raise self._replaced("another export has replaced it") from exc  # since the manifest's has these bytes
         if found != file.etag:
             raise self._replaced("another export has replaced it")
+        while self._skip:
+            self._skip -= len(self._take(self._skip))
         self._next = self._take()
         return (200 if part.whole else 206), self.headers()
 
@@ -126,7 +134,7 @@ class PublishedFile:
     def read(self) -> bytes:
         """The next bytes. The last ones are returned only after the checksum of all was compared."""
         chunk, self._next = self._next, self._take()
-        if not self._next and self._part.whole and chunk and self._sha256.hexdigest() != self._file.sha256:
+        if not self._next and self._to_the_end and chunk and self._sha256.hexdigest() != self._file.sha256:
             raise self._replaced("its SHA-256 differs")
         return chunk
 
@@ -140,13 +148,13 @@ class PublishedFile:
             with suppress(BotoCoreError, HTTPError, OSError):
                 self._body.close()
 
-    def _take(self) -> bytes:
+    def _take(self, most: int = _CHUNK_BYTES) -> bytes:
         if self._cancelled.is_set():
             raise ExportCancelled("The download was cancelled.")
         if not self._left:
             return b""
         try:
-            chunk: bytes = self._body.read(min(_CHUNK_BYTES, self._left))
+            chunk: bytes = self._body.read(min(_CHUNK_BYTES, most, self._left))
         except (BotoCoreError, HTTPError, OSError) as exc:
             raise self._broken(type(exc).__name__) from exc
         if not chunk:

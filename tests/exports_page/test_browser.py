@@ -300,6 +300,27 @@ def test_a_download_that_fails(
     assert found.value.failure()
 
 
+def test_a_damaged_file_is_a_failed_download(
+    window: Open, airflow: Airflow, shop: str, keys: list[str], client: Any
+) -> None:
+    """Though Chromium resumes by itself what broke off before the last bytes."""
+    document = json.loads(content(client, shop, f"{keys[-1]}.manifest.json"))
+    document["files"][0]["sha256"] = "0" * 64
+    client.put_object(Bucket=shop, Key="damaged/b.csv.manifest.json", Body=json.dumps(document).encode())
+    relist()
+    try:
+        page = window("user")
+        show(page, airflow)
+        page.get_by_label("Series").select_option("damaged/b.csv")
+        page.locator("caption", has_text="damaged").wait_for()
+        with page.expect_download() as found:
+            page.get_by_role("button", name="Download orders-").click()
+        assert found.value.failure()
+    finally:
+        client.delete_object(Bucket=shop, Key="damaged/b.csv.manifest.json")
+        relist()
+
+
 def test_permissions(window: Open, running: Browser, airflow: Airflow, keys: list[str]) -> None:
     """A viewer has no download and no form, and sees why; without a credential there is Airflow's login."""
     for user, allowed in (("viewer", False), ("user", True), ("admin", True)):
