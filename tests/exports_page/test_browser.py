@@ -255,6 +255,26 @@ def test_an_export_of_several_files(window: Open, airflow: Airflow, shop: str, k
         relist()
 
 
+def test_verifying_counts_no_rows(window: Open, airflow: Airflow, shop: str, keys: list[str], client: Any) -> None:
+    """The checksum says nothing about rows that the database did not count."""
+    document = json.loads(content(client, shop, f"{keys[-1]}.manifest.json")) | {"rows_verified": False}
+    client.put_object(Bucket=shop, Key="uncounted/a.csv.manifest.json", Body=json.dumps(document).encode())
+    relist()
+    try:
+        page = window("user")
+        show(page, airflow)
+        page.get_by_label("Series").select_option("uncounted/a.csv")
+        page.locator("caption", has_text="uncounted").wait_for()
+        cell = page.locator("td[data-label=Verified]")
+        assert cell.inner_text() == "not counted"
+        page.get_by_role("button", name="Verify").click()
+        page.locator("td[data-label=Verified]", has_text="SHA-256").wait_for()
+        assert cell.inner_text() == "✓ SHA-256"
+    finally:
+        client.delete_object(Bucket=shop, Key="uncounted/a.csv.manifest.json")
+        relist()
+
+
 def test_the_live_table(window: Open, airflow: Airflow, keys: list[str], table: int) -> None:
     """The form downloads what was asked for; what the server refuses is a sentence on the page, and no file."""
     page = window("user")

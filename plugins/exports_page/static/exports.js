@@ -269,7 +269,7 @@ class Page {
       try {
         const found = await this.ask("verify", { method: "POST", headers: { "Content-Type": "application/json" },
           body: JSON.stringify({ manifest: row.url }) });
-        cell.replaceChildren(h("span", { class: "green", title: found.detail }, "✓ rows, SHA-256"));
+        cell.replaceChildren(h("span", { class: "green", title: found.detail }, row.verified ? "✓ rows, SHA-256" : "✓ SHA-256"));
         this.say(`${row.file}: ${found.detail}`, "green");
       } catch (error) {
         cell.replaceChildren(h("span", { class: "amber", title: error.message }, "▲ no"));
