@@ -114,13 +114,12 @@ async def list_exports(
 
 
 @app.get("/details")
-async def details(user: User, manifest: str) -> Response:
-    """What the entry of an export shows."""
+async def details(user: User, manifest: str, version: str | None = None) -> Response:
+    """What the entry of an export shows. With `version`, only if that is still the ETag of its manifest."""
 
     def answer() -> Response:
         bucket, access = catalogue.bucket(), Access(user)
-        found = _seen(bucket, manifest, access)
-        return view.details(found, bucket, access)
+        return view.details(_seen(bucket, manifest, access, version), bucket, access)
 
     return await threaded(answer)
 
@@ -132,6 +131,7 @@ async def files(
     manifest: str,
     file: Annotated[int, Query(ge=0)] = 0,
     sha256: str | None = None,
+    version: str | None = None,
     range_: Annotated[str | None, Header(alias="Range")] = None,
     if_range: Annotated[str | None, Header()] = None,
 ) -> Response:
@@ -139,7 +139,7 @@ async def files(
 
     def prepare() -> Response:
         bucket, access = catalogue.bucket(), Access(user)
-        found = _seen(bucket, manifest, access)
+        found = _seen(bucket, manifest, access, version)
         dag = named(found.run, "dag")
         if file >= len(found.files):
             raise HTTPException(404, f"This export has {len(found.files)} files.")
@@ -164,13 +164,15 @@ async def files(
 
 
 @app.post("/verify", dependencies=[Depends(same_site)])
-async def verify_export(request: Request, user: User, manifest: Annotated[str, Body(embed=True)]) -> Response:
+async def verify_export(
+    request: Request, user: User, manifest: Annotated[str, Body()], version: Annotated[str | None, Body()] = None
+) -> Response:
     """Hash the files of an export as they are in the store now."""
     stop = threading.Event()
 
     def answer() -> Response:
         bucket, access = catalogue.bucket(), Access(user)
-        found = _seen(bucket, manifest, access)
+        found = _seen(bucket, manifest, access, version)
         dag = named(found.run, "dag")
         access.require(access.may_download(dag), "exports.verify", dag, found.url)
         try:
@@ -205,9 +207,10 @@ async def _stop_when_gone(request: Request, stop: threading.Event) -> None:
         stop.set()
 
 
-def _seen(bucket: Bucket, url: str, access: Access) -> Manifest:
+def _seen(bucket: Bucket, url: str, access: Access, version: str | None) -> Manifest:
     """The manifest at a URL, if the user may see the runs of its DAG.
 
+    :param version: ETag that it must have, if not empty: beside it, the page shows the figures of that export.
     :raises ForeignBucket: if it is in another bucket.
     :raises ManifestError: if it can't be used.
     :raises HTTPException: 403, if the user may not see them.
@@ -222,7 +225,7 @@ def _seen(bucket: Bucket, url: str, access: Access) -> Manifest:
     check_key("manifest", key)
     if not key.endswith(".manifest.json"):
         raise InvalidArgument("manifest", url[:200], "s3://BUCKET/KEY.manifest.json")
-    found = read(bucket, key)
+    found = read(bucket, key, version or None)
     if not access.may_see(named(found.run, "dag")):
         raise HTTPException(403, "This export can only be seen with permission to see the runs of its DAG.")
     return found

@@ -182,7 +182,7 @@ def read(bucket: Bucket, key: str, etag: str | None = None) -> Manifest:
         exc.remedy = "Open the page without a link to see what there is."
         raise
     if etag not in (None, found.etag):
-        raise ObjectChanged(f"{bucket.url(key)} was replaced.", "Reload the page.")
+        raise ObjectChanged(f"{bucket.url(key)} was replaced.", "Reload the page in a minute.")
     return found
 
 

@@ -172,6 +172,7 @@ def _row(entry: Entry, access: Access, unusual: Sequence[str]) -> dict[str, Any]
         return {"hidden": True, "at": entry.at}
     return {
         "url": entry.url,
+        "version": entry.etag,
         "file": entry.file,
         "at": entry.at,
         "problem": entry.problem,

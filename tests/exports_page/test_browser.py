@@ -275,6 +275,32 @@ def test_verifying_counts_no_rows(window: Open, airflow: Airflow, shop: str, key
         relist()
 
 
+def test_a_row_is_of_one_export(window: Open, airflow: Airflow, shop: str, keys: list[str], client: Any) -> None:
+    """What a newer export has replaced since is not verified, shown or downloaded under the figures of the old one."""
+    document = json.loads(content(client, shop, f"{keys[-1]}.manifest.json"))
+    key = "nightly/a.csv.manifest.json"
+    client.put_object(Bucket=shop, Key=key, Body=json.dumps(document).encode())
+    relist()
+    try:
+        page = window("user")
+        show(page, airflow)
+        page.get_by_label("Series").select_option("nightly/a.csv")
+        page.locator("caption", has_text="nightly").wait_for()
+        page.get_by_role("button", name="Verify").click()
+        page.get_by_text("✓ rows, SHA-256").wait_for()
+        other = json.loads(content(client, shop, f"{keys[0]}.manifest.json"))
+        client.put_object(Bucket=shop, Key=key, Body=json.dumps(other).encode())
+        for action in ("Verify", "Download"):
+            page.locator(".notice[role=status]").evaluate("it => it.textContent = ''")
+            page.get_by_role("button", name=action).first.click()
+            page.locator(".notice[role=status]", has_text=f"{key} was replaced.").wait_for()
+        page.locator("button.file").click()
+        page.locator("tr.below .notice", has_text=f"{key} was replaced.").wait_for()
+    finally:
+        client.delete_object(Bucket=shop, Key=key)
+        relist()
+
+
 def test_the_live_table(window: Open, airflow: Airflow, keys: list[str], table: int) -> None:
     """The form downloads what was asked for; what the server refuses is a sentence on the page, and no file."""
     page = window("user")

@@ -183,7 +183,7 @@ class Page {
     const below = h("tr", { class: "below", hidden: true }, h("td", { colspan: HEADS.length }));
     const toggle = h("button", { class: "link file", "aria-expanded": "false", onclick: () => this.toggle(row.url) },
       h("span", { class: "arrow", "aria-hidden": "true" }, "▸"), row.files > 1 ? `${row.file} and ${row.files - 1} more` : row.file);
-    this.rows.set(row.url, { toggle, below });
+    this.rows.set(row.url, { toggle, below, version: row.version });
     const verified = cell(5, row.verified ? h("span", { class: "green" }, "✓ rows") : h("span", { class: "muted" }, "not counted"));
     const why = row.may_download ? null : `This needs permission to trigger ${row.dag ?? "all DAGs"}.`;
     return [h("tr", {},
@@ -214,7 +214,7 @@ class Page {
   }
 
   async toggle(url) {
-    const { toggle, below } = this.rows.get(url);
+    const { toggle, below, version } = this.rows.get(url);
     const opens = below.hidden;
     below.hidden = !opens;
     toggle.setAttribute("aria-expanded", opens);
@@ -222,7 +222,7 @@ class Page {
     below.drawn = true;
     below.firstChild.replaceChildren(h("p", { class: "muted" }, "Reading the manifest …"));
     try {
-      const found = await this.ask(`details?${new URLSearchParams({ manifest: url })}`);
+      const found = await this.ask(`details?${new URLSearchParams({ manifest: url, version })}`);
       below.firstChild.replaceChildren(details(found, {
         download: (...file) => this.download(...file),
         copy: (text) => navigator.clipboard.writeText(text).then(() => this.say("Copied."), () => this.say("Select and copy it.")),
@@ -235,7 +235,7 @@ class Page {
 
   /** Have the browser download a file; if the server would refuse, say why instead. */
   async download(url, index, file, button) {
-    const query = { manifest: url, file: index, ...(file.sha256 ? { sha256: file.sha256 } : {}) };
+    const query = { manifest: url, file: index, ...(file.sha256 ? { sha256: file.sha256 } : { version: file.version }) };
     await this.save(new URL(`files?${new URLSearchParams(query)}`, API), button);
   }
 
@@ -268,7 +268,7 @@ class Page {
       this.say(`Hashing ${row.file} …`);
       try {
         const found = await this.ask("verify", { method: "POST", headers: { "Content-Type": "application/json" },
-          body: JSON.stringify({ manifest: row.url }) });
+          body: JSON.stringify({ manifest: row.url, version: row.version }) });
         cell.replaceChildren(h("span", { class: "green", title: found.detail }, row.verified ? "✓ rows, SHA-256" : "✓ SHA-256"));
         this.say(`${row.file}: ${found.detail}`, "green");
       } catch (error) {
