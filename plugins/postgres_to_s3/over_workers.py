@@ -179,6 +179,7 @@ class ExportPiece(PostgresToS3Operator):
             "key": self._plan.piece_key(self.piece),
             "snapshot": self._plan.snapshot,
             "key_range": self._plan.ranges[self.piece],
+            "whole": self._plan.document,
             "options": pieces.of_piece(dataclasses.replace(self.options, **self._templated())),
             "application_name": f"airflow {ti.dag_id}.{ti.task_id}[{self.piece}] {ti.run_id}",
         }

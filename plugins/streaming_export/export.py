@@ -58,6 +58,7 @@ class Export:
     :param snapshot: id of a snapshot that another transaction holds. The export then reads on it, as a piece of a
         larger export, and writes no manifest of its own (see `streaming_export.pieces`).
     :param key_range: for a piece: read only keys after the first and up to the second, as text; None for no bound.
+    :param whole: for a piece: the manifest of the whole, without its files. What it says of them must be true here.
     :raises InvalidArgument: if an argument is not allowed.
     """
 
@@ -77,9 +78,10 @@ class Export:
         options: Options | None = None,
         snapshot: str | None = None,
         key_range: KeyRange = EVERYTHING,
+        whole: Mapping[str, Any] | None = None,
     ) -> None:
         self._id = uuid.uuid4().hex
-        self._is_piece = snapshot is not None
+        self._is_piece, self._whole = snapshot is not None, whole
         self._options = options = options or Options()
         _check(engine, key, application_name, window, options)
         self._layout = FileLayout(options.compression, options.max_file_rows, options.max_file_bytes)
@@ -117,7 +119,8 @@ class Export:
         :raises AlreadyExists: if an object or the manifest exists and `overwrite` is False.
         :raises EmptyResult: if there are no rows and `on_empty` is "fail".
         :raises StoreError: if the object store refused the object or failed.
-        :raises VerificationError: if rows read, sent and stored do not match, or another export replaced the files.
+        :raises VerificationError: if rows read, sent and stored do not match, another export replaced the files, or a
+            piece is not like the whole.
         :raises ExportCancelled: if it was cancelled.
         """
         result = self._cancellation.run(self._publish)
@@ -147,6 +150,7 @@ class Export:
                 self._wait()
                 with self._csv as csv:
                     log.info("Exporting from %s to %s.", csv.snapshot.server(), self._bucket.url(self._key))
+                    manifest.check_piece(self._description(csv), self._whole)
                     csv.begin()
                     files = uploads.enter_context(self._writer(csv))
                     asked = in_thread("store", lambda: self._ask(files, path))
@@ -246,25 +250,31 @@ class Export:
 
     def _manifest(self, csv: CsvStream) -> dict[str, Any]:
         """The manifest, without its files, as the schema describes it."""
-        options, query, info = self._options, csv.query, csv.snapshot.info
-        window, waited = self._window, self._waited
-        chosen = {"compression": options.compression, "spreadsheet_safe": options.spreadsheet_safe}
-        given = {name: manifest.loggable(value) for name, value in self._parameters.items()}
+        info, window, waited = csv.snapshot.info, self._window, self._waited
         return {
             "manifest_version": VERSION,
             "export_id": self._id,
             "rows_verified": csv.verified,
-            "columns": [{"name": column.name, "type": column.type} for column in query.columns],
-            "csv": manifest.FORMAT | chosen,
-            "masked": dict(options.mask),
-            "query": {"sha256": query.fingerprint, "parameters": given},
-            "unique_key": {"name": query.unique_key} if query.unique_key is not None else None,
+            **self._description(csv),
             "window": {"from": window[0], "to": window[1]} if window else None,
             "older_transactions": {"waited_seconds": waited.seconds, "unseen": waited.unseen} if waited else None,
             "snapshot": asdict(info) | {"taken_at": info.taken_at.isoformat()},
             "run": self._run_by,
             "started_at": self._started_at.isoformat(),
             "versions": manifest.VERSIONS,
+        }
+
+    def _description(self, csv: CsvStream) -> dict[str, Any]:
+        """The part of the manifest that every piece of an export has in common."""
+        options, query = self._options, csv.query
+        chosen = {"compression": options.compression, "spreadsheet_safe": options.spreadsheet_safe}
+        given = {name: manifest.loggable(value) for name, value in self._parameters.items()}
+        return {
+            "columns": [{"name": column.name, "type": column.type} for column in query.columns],
+            "csv": manifest.FORMAT | chosen,
+            "masked": dict(options.mask),
+            "query": {"sha256": query.fingerprint, "parameters": given},
+            "unique_key": {"name": query.unique_key} if query.unique_key is not None else None,
         }
 
 

@@ -68,6 +68,21 @@ def of_files(bucket: str, files: Sequence[ExportedFile]) -> dict[str, Any]:
     }
 
 
+def check_piece(description: Mapping[str, Any], whole: Mapping[str, Any] | None) -> None:
+    """Check that the manifest of the whole export describes a piece of it, whose program has arguments of its own.
+
+    :param description: what a manifest of the piece would say of its files.
+    :param whole: the manifest of the whole, without its files; None if it is not a piece.
+    :raises VerificationError: naming the members that differ.
+    """
+    if whole is not None and (other := [name for name, value in description.items() if value != whole[name]]):
+        raise VerificationError(
+            f"This piece differs from the whole export in: {', '.join(other)}. The query, its parameters or the options"
+            " have changed since the snapshot was taken.",
+            "Start the whole export again.",
+        )
+
+
 def loggable(value: object) -> str | None:
     """The text of a value that may be logged, as it can't be personal: a date, a time or a boolean; None otherwise."""
     if isinstance(value, bool):

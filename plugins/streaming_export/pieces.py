@@ -1,8 +1,8 @@
 """One export by several programs: one holds a snapshot, others export its key ranges, and one publishes them.
 
-The holder enters `Holder` and hands its `plan` to the others. Each of them exports a piece, with `Export`,
-the plan's snapshot and one of its ranges, and calls `report`. If `Holder.check` succeeds after all reports exist, every
-piece was read on the snapshot; then `publish` writes the one manifest.
+The holder enters `Holder` and hands its `plan` to the others. Each of them exports a piece, with `Export`, the plan's
+snapshot and document and one of its ranges, and calls `report`. If `Holder.check` succeeds after all reports exist,
+every piece was read on the snapshot; then `publish` writes the one manifest.
 
 The keys of the pieces contain the plan's token. So pieces of another plan are never mistaken for this one's, and the
 files of a published export stay untouched until the manifest of the next one replaces its manifest. Reports are not

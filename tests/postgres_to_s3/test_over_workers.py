@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import threading
@@ -255,6 +256,20 @@ def test_a_piece_that_fails_for_good(run: Run, client: Any, bucket: str) -> None
     ran = run(on_start=refuse)
     (error,) = ran.of("hold_snapshot")[0].errors
     assert str(error).startswith("A piece is failed, so the export can't be complete.\nNothing was published")
+    assert [key for key in keys(client, bucket) if "manifest" in key or "latest" in key] == []
+
+
+def test_the_dag_changes_meanwhile(run: Run, client: Any, bucket: str) -> None:
+    """A piece that starts after a change, here of the mask, is not put among the others; nothing is published."""
+
+    def change(task: Any, operator: Any) -> None:
+        if task.task_id.endswith("piece") and task.index == 2:
+            operator.options = dataclasses.replace(operator.options, mask={})
+
+    ran = run(on_start=change, mask={"customer_email": "redact"})
+    (error,) = ran.of("export_piece")[2].errors
+    assert "differs from the whole export in: masked" in str(error)
+    assert ran.of("publish")[0].state == "upstream_failed"
     assert [key for key in keys(client, bucket) if "manifest" in key or "latest" in key] == []
 
 
