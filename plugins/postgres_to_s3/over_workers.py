@@ -80,7 +80,7 @@ def export_over_workers(
         hold = HoldSnapshot(
             task_id="hold_snapshot",
             workers=workers,
-            pieces_id=f"{group_id}.export_piece",
+            pieces_id=group.child_id("export_piece"),
             start_timeout=start_timeout,
             priority_weight=workers + 1,
             **export,

@@ -273,6 +273,19 @@ def test_the_dag_changes_meanwhile(run: Run, client: Any, bucket: str) -> None:
     assert [key for key in keys(client, bucket) if "manifest" in key or "latest" in key] == []
 
 
+def test_in_another_group(airflow_home: Path) -> None:
+    """The holder looks at the states of the pieces by the ids that they have there, or it would wait for ever."""
+    from airflow.sdk import DAG, TaskGroup
+
+    from postgres_to_s3 import export_over_workers
+
+    arguments = {"query": "SELECT 1 AS id", "unique_key": "id", "s3_bucket": "exports", "s3_key": KEY}
+    with DAG("a_dag", schedule=None) as dag, TaskGroup("outer"):
+        export_over_workers("export", workers=PIECES, **arguments)
+    assert dag.task_dict["outer.export.hold_snapshot"].pieces_id == "outer.export.export_piece"
+    assert "outer.export.export_piece" in dag.task_dict
+
+
 def test_only_the_last_task_tells(group: Callable[..., Any]) -> None:
     """Holder and pieces update no asset and move no pointer."""
     tasks = group().task_dict
