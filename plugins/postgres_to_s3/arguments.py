@@ -78,7 +78,10 @@ def check(
         raise InvalidArgument("unique_key", unique_key, allowed)
     if isinstance(query, str) and (rendered or not is_template(query)):
         _check_query(query)
-    for name, key in (("s3_key", s3_key), ("latest_key", latest_key)):
+    for name, key in (("s3_key", s3_key), ("latest_key", latest_key or "")):
+        # With render_template_as_native_obj, digits become an int; None, which is no name, would become "None".
+        if rendered and (isinstance(key, bool) or not isinstance(key, str | int)):
+            raise InvalidArgument(name, key, "a text; a template of it gave something else")
         if isinstance(key, str) and key.startswith("s3://"):
             raise InvalidArgument(name, key, "the key alone, without s3:// and the bucket")
         if isinstance(key, str) and key.endswith("/"):

@@ -182,6 +182,20 @@ def test_sql_file_and_templates(make: Make, orders: int, client: Any, bucket: st
     assert all(int(line.split(",")[1]) >= 90_000 for line in lines[1:])
 
 
+def test_a_template_that_gives_no_text(make: Make, orders: int, client: Any, bucket: str) -> None:
+    """In a DAG that renders native objects, None is not exported to the key "None"; digits are a key."""
+    from airflow.sdk import DAG
+
+    with DAG("native", schedule=None, render_template_as_native_obj=True):
+        none, digits = make(s3_key="{{ params.key }}"), make(s3_key="{{ ds_nodash }}", task_id="digits")
+    none.render_template_fields({"params": {"key": None}})
+    with pytest.raises(InvalidArgument, match=r"^s3_key=None is not allowed: a text"):
+        none.execute(CONTEXT)
+    digits.render_template_fields({"ds_nodash": "20261105"})
+    digits.execute(CONTEXT)
+    assert keys(client, bucket) == ["20261105"]
+
+
 def test_rendered_query_is_stable_and_free_of_values(make: Make) -> None:
     """Airflow stores the rendered query: the same text at each parse, without the values that it binds."""
     from airflow.serialization.helpers import serialize_template_field
