@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.sdk import Asset, TaskGroup
 from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException
@@ -131,12 +131,15 @@ class HoldSnapshot(PostgresToS3Operator):
                 self.log.info("All %d pieces are complete.", len(wanted))
                 return
             states = _states(ti, self.pieces_id)
-            if bad := sorted(states & _ENDED_BADLY):
+            # Somebody has marked it, or has not cleared it with the rest of the group: it will not run again.
+            over = any(states.get(f"{self.pieces_id}_{number}") == "success" for number in wanted - complete)
+            early = ["success, but not on this snapshot"] if over else []
+            if bad := sorted(_ENDED_BADLY.intersection(states.values())) or early:
                 raise AirflowFailException(
                     f"A piece is {bad[0]}, so the export can't be complete.\nNothing was published; what was published"
                     " before stays.\nSee the log of that piece, and clear the whole group."
                 )
-            begun = begun or bool(complete) or "running" in states
+            begun = begun or bool(complete) or "running" in states.values()
             if not begun and time.monotonic() > deadline:
                 raise AirflowFailException(
                     f"No piece has started within {self.start_timeout} s: the pieces need slots besides this task's."
@@ -160,16 +163,19 @@ class ExportPiece(PostgresToS3Operator):
         """Export the piece, unless it is complete already.
 
         :raises AirflowRescheduleException: to run again later, if there is no plan or other pieces are not complete.
-        :raises AirflowFailException: if the holder failed for good.
+        :raises AirflowFailException: if the holder failed for good, or ended without this piece.
         """
         ti = context["ti"]
         plan = self._plan = self._wait_for_plan(ti)
+        ended = self._holder(ti) == "success"  # before the next look: it ends after all pieces are complete
         there = self.piece < len(plan.ranges)
         with self._reporting(ti, "Nothing was published."):
             complete = pieces.reported(s3_bucket(self.aws_conn_id, str(self.s3_bucket), self.extra_args), plan)
         if there and self.piece not in complete:
+            if ended:
+                self._give_up("has ended without this piece")
             super().execute(context)
-        if "success" not in _states(ti, self.holder_id):
+        if self._holder(ti) != "success":
             self._come_again(ti, "Other pieces are not complete yet", len(complete) * _EACH_SECONDS)
         return {"key": plan.piece_key(self.piece) if there else None, "link": ""}
 
@@ -188,18 +194,29 @@ class ExportPiece(PostgresToS3Operator):
 
     def _wait_for_plan(self, ti: Any) -> Plan:
         deadline = time.monotonic() + _PLAN_SECONDS
-        while not (shared := ti.xcom_pull(task_ids=self.holder_id, key=PLAN, map_indexes=-1)):
-            if time.monotonic() > deadline or _states(ti, self.holder_id) & _ENDED_BADLY:
+        while True:
+            holder = self._holder(ti)
+            if shared := ti.xcom_pull(task_ids=self.holder_id, key=PLAN, map_indexes=-1):
+                return Plan.parse(shared)
+            if holder == "success":
+                self._give_up("has ended without a snapshot")
+            if time.monotonic() > deadline or holder in _ENDED_BADLY:
                 self._come_again(ti, "The snapshot is not there yet")
             time.sleep(_LOOK_SECONDS)
-        return Plan.parse(shared)
+
+    def _holder(self, ti: Any) -> str:
+        """The state of the holder; empty if it has none."""
+        return next(iter(_states(ti, self.holder_id).values()), "")
+
+    def _give_up(self, why: str) -> NoReturn:
+        raise AirflowFailException(
+            f"{self.holder_id} {why}.\nNothing was published; what was published before stays.\nSee the log of that"
+            " task, and clear the whole group."
+        )
 
     def _come_again(self, ti: Any, why: str, seconds: float = 0.0) -> None:
-        if bad := sorted(_states(ti, self.holder_id) & _ENDED_BADLY):
-            raise AirflowFailException(
-                f"{self.holder_id} is {bad[0]}, so this piece can't be used.\nNothing was published; what was published"
-                " before stays.\nSee the log of that task, and clear the whole group."
-            )
+        if (holder := self._holder(ti)) in _ENDED_BADLY:
+            self._give_up(f"is {holder}, so this piece can't be used")
         seconds = max(seconds, _AGAIN_SECONDS)
         self.log.info("%s: giving the slot back, and trying again in %.0f s.", why, seconds)
         raise AirflowRescheduleException(datetime.now(UTC) + timedelta(seconds=seconds))
@@ -247,7 +264,7 @@ class _Published:
         return self._cancellation.run(lambda: pieces.publish(self._bucket, self._plan))
 
 
-def _states(ti: Any, task_id: str) -> set[str]:
-    """The states of all instances of a task in this run."""
+def _states(ti: Any, task_id: str) -> dict[str, str]:
+    """The states of all instances of a task in this run, by its id; for a mapped one, the id, `_` and the index."""
     found = ti.get_task_states(dag_id=ti.dag_id, task_ids=[task_id], run_ids=[ti.run_id])
-    return {str(state) for of_run in found.values() for state in of_run.values() if state}
+    return {name: str(state) for of_run in found.values() for name, state in of_run.items() if state}

@@ -10,7 +10,9 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +20,7 @@ import sqlalchemy as sa
 
 from orders.models import select_orders
 from streaming_export import InvalidArgument
+from streaming_export.pieces import Plan
 from tests.conftest import content, keys
 
 if TYPE_CHECKING:
@@ -256,6 +259,40 @@ def test_a_piece_that_fails_for_good(run: Run, client: Any, bucket: str) -> None
     ran = run(on_start=refuse)
     (error,) = ran.of("hold_snapshot")[0].errors
     assert str(error).startswith("A piece is failed, so the export can't be complete.\nNothing was published")
+    assert [key for key in keys(client, bucket) if "manifest" in key or "latest" in key] == []
+
+
+@pytest.mark.parametrize(
+    ("plan", "why"),
+    [(Plan("0" * 32, KEY, "1-1-1", 1, ((None, None),), {}), "without this piece"), (None, "without a snapshot")],
+)
+def test_a_holder_that_was_marked_as_success(
+    group: Callable[..., Any], orders: int, plan: Plan | None, why: str
+) -> None:
+    """A piece that is not complete by then can't be: it fails, where it would come again for ever."""
+    from airflow.sdk.exceptions import AirflowFailException
+
+    ti = SimpleNamespace(
+        dag_id="a_dag",
+        run_id="a_run",
+        xcom_pull=lambda **_: plan and asdict(plan),
+        get_task_states=lambda **_: {"a_run": {"export.hold_snapshot": "success"}},
+    )
+    piece = group().task_dict["export.export_piece"].unmap({"piece": 0})
+    with pytest.raises(AirflowFailException, match=rf"^export\.hold_snapshot has ended {why}\.\nNothing was published"):
+        piece.execute({"ti": ti})
+
+
+def test_a_piece_that_was_marked_as_success(run: Run, client: Any, bucket: str) -> None:
+    """It will not run again: the holder does not wait for it, and nothing is published."""
+
+    def mark(task: Any, operator: Any) -> None:
+        if task.task_id.endswith("piece") and task.index == 1:
+            operator.execute = lambda context: None
+
+    ran = run(on_start=mark)
+    (error,) = ran.of("hold_snapshot")[0].errors
+    assert str(error).startswith("A piece is success, but not on this snapshot, so the export can't be complete.")
     assert [key for key in keys(client, bucket) if "manifest" in key or "latest" in key] == []
 
 
