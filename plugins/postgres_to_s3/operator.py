@@ -82,7 +82,7 @@ class PostgresToS3Operator(BaseOperator):
     :param preview: log what an export would do, with the number of rows, push it as the XCom ``preview``, write
         nothing, and mark the task skipped. (templated, in a DAG with ``render_template_as_native_obj``)
     :param latest_key: key of a JSON document that names the manifest of the newest export; an export with an older
-        snapshot does not change it. None or empty: no such document. (templated)
+        snapshot, or an older `window`, does not change it. None or empty: no such document. (templated)
     :param extra_args: more arguments of the S3 requests, by their boto3 names, such as ``ServerSideEncryption``,
         ``SSEKMSKeyId``, ``ACL``, ``StorageClass``, ``Metadata``.
     :param retry_policy: by default, transient failures are retried, and all others fail at once. None retries
@@ -282,8 +282,8 @@ class PostgresToS3Operator(BaseOperator):
             return
         key, url = str(self.latest_key), str(result.manifest_url)
         taken_at = datetime.fromisoformat(result.snapshot_taken_at)
-        moved = move_latest(bucket, key, url, taken_at, {"rows": result.rows, "bytes": result.bytes})
-        self.log.info("%s %s", bucket.url(key), f"names {url}." if moved else "names a later snapshot.")
+        moved = move_latest(bucket, key, url, taken_at, {"rows": result.rows, "bytes": result.bytes}, self.window)
+        self.log.info("%s %s", bucket.url(key), f"names {url}." if moved else "names a later export.")
 
 
 def _tags(ti: Any) -> dict[str, str]:

@@ -119,8 +119,8 @@ class Export:
         :raises AlreadyExists: if an object or the manifest exists and `overwrite` is False.
         :raises EmptyResult: if there are no rows and `on_empty` is "fail".
         :raises StoreError: if the object store refused the object or failed.
-        :raises VerificationError: if rows read, sent and stored do not match, another export replaced the files, or a
-            piece is not like the whole.
+        :raises VerificationError: if rows read, sent and stored do not match, another export replaced the files or has
+            published a later window, or a piece is not like the whole.
         :raises ExportCancelled: if it was cancelled.
         """
         result = self._cancellation.run(self._publish)
@@ -191,7 +191,7 @@ class Export:
     def _ask(self, files: FileWriter, path: str) -> str | None:
         """See what the store has, in a thread, while the first rows are read; returns the manifest's ETag."""
         with self._stop.on_failure():
-            before = manifest.current(self._bucket, path)
+            before = manifest.current(self._bucket, path, window_end=self._window and self._window[1])
             self._stop.check()
             files.open()
             if before is not None and not self._options.overwrite:  # its files have other names, or are gone

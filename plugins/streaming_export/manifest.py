@@ -44,6 +44,9 @@ VERSIONS = {
 # Each lost race means that another export has written; few exports to one key run at the same time.
 _TRIES = 20
 
+# The end of an export's window, None for all rows; and when its snapshot was taken.
+_Moment = tuple[datetime | None, datetime]
+
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
 
@@ -111,14 +114,15 @@ def published_by(bucket: Bucket, key: str) -> str | None:
         return None
 
 
-def current(bucket: Bucket, key: str, taken_at: datetime | None = None) -> str | None:
+def current(bucket: Bucket, key: str, taken_at: datetime | None = None, window_end: str | None = None) -> str | None:
     """The ETag of the manifest at `key`, without quotes; None if there is none.
 
     Read it before the uploads of a new export are opened. If the object there is no manifest, this logs a warning.
 
     :param key: of the manifest.
     :param taken_at: when the snapshot of the new export was taken, if it must not replace a later one.
-    :raises VerificationError: if the manifest is of a later snapshot.
+    :param window_end: end of the new export's window, which must not replace one that ends later.
+    :raises VerificationError: if the manifest is of a later snapshot or window.
     :raises StoreError: if the store failed.
     :raises Stopped: if the export is stopped.
     """
@@ -135,6 +139,12 @@ def current(bucket: Bucket, key: str, taken_at: datetime | None = None) -> str |
             f"{there.url} is of a later snapshot ({there.taken_at.isoformat()}) than this export"
             f" ({taken_at.isoformat()}).",
             "Nothing has to be done, unless the two exports should have had keys of their own.",
+        )
+    if window_end and there.window and there.window[1] > datetime.fromisoformat(window_end):
+        raise VerificationError(
+            f"{there.url} is of a later window (to {there.window[1].isoformat()}) than this export (to {window_end}).",
+            "Put the window into the key, so that each has a file of its own. To replace it nevertheless, remove that"
+            " manifest first.",
         )
     return found[1]
 
@@ -164,11 +174,12 @@ def publish(
     """
     body = _encode({**document, **of_files(bucket.name, files)})
     replaces, export_id = before, str(document["export_id"])
+    window = document["window"] if taken_at else None
     for _ in range(_TRIES):
         if bucket.put(key, body, replaces=replaces, export_id=export_id):
             break
         # The manifest's ETag before the objects: an export that replaces one after the check writes its manifest later.
-        replaces = current(bucket, key, taken_at)
+        replaces = current(bucket, key, taken_at, window and window["to"])
         _check_objects(bucket, export_id, files)
         log.info("Another export wrote %s, but this export's files are visible. Writing it again.", bucket.url(key))
     else:
@@ -187,9 +198,16 @@ def publish(
 
 
 def move_latest(
-    bucket: Bucket, key: str, manifest_url: str, taken_at: datetime, extra: Mapping[str, Any] | None = None
+    bucket: Bucket,
+    key: str,
+    manifest_url: str,
+    taken_at: datetime,
+    extra: Mapping[str, Any] | None = None,
+    window: Sequence[str] | None = None,
 ) -> bool:
     """Make the document at `key` name this export's manifest, unless it names one of the same or a later snapshot.
+
+    Of two windows the one that ends later stays, whatever their snapshots: a period that is exported again is no news.
 
     A store without conditional writes keeps the last write: if two exports end at the same moment, the document may
     then name the older one.
@@ -197,18 +215,21 @@ def move_latest(
     :param manifest_url: URL of the manifest to name.
     :param taken_at: when the export's snapshot was taken.
     :param extra: further members of the document, such as the number of rows.
+    :param window: begin and end of the export's window; None for all rows.
     :returns: whether the document was changed.
     :raises InvalidArgument: if `key` is not a valid key.
     :raises VerificationError: if other exports kept changing it.
     :raises StoreError: if the store failed.
     """
     check_key("key", key)
-    body = _encode({"manifest_url": manifest_url, "taken_at": taken_at.isoformat(), **(extra or {})})
+    members = {"window": {"from": window[0], "to": window[1]}} if window else {}
+    body = _encode({"manifest_url": manifest_url, "taken_at": taken_at.isoformat(), **members, **(extra or {})})
+    own = datetime.fromisoformat(window[1]) if window else None, taken_at
     try:
         for _ in range(_TRIES):
             found = bucket.read(key)
-            there = _taken_at(found[0]) if found else None
-            if there and there >= taken_at:
+            there = _named(found[0]) if found else None
+            if there and not _is_newer(own, there):
                 return False
             if found and not there:
                 log.warning("%s does not name a manifest and its time. This export replaces it.", bucket.url(key))
@@ -240,11 +261,18 @@ def _encode(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, ensure_ascii=False, indent=2).encode(errors="backslashreplace") + b"\n"
 
 
-def _taken_at(document: bytes) -> datetime | None:
-    """The time of the snapshot that a document names; None for a document that can't be read, and is replaced."""
+def _named(document: bytes) -> _Moment | None:
+    """What a document names; None for a document that can't be read, and is replaced."""
     try:
         there = json.loads(document)
-        moment, names = datetime.fromisoformat(there["taken_at"]), isinstance(there["manifest_url"], str)
-    except (TypeError, KeyError, ValueError, RecursionError):
+        taken_at, names = datetime.fromisoformat(there["taken_at"]), isinstance(there["manifest_url"], str)
+        end = datetime.fromisoformat(there["window"]["to"]) if there.get("window") else None
+    except (AttributeError, TypeError, KeyError, ValueError, RecursionError):
         return None
-    return moment if names and moment.tzinfo else None
+    return (end, taken_at) if names and taken_at.tzinfo and (end is None or end.tzinfo) else None
+
+
+def _is_newer(own: _Moment, there: _Moment) -> bool:
+    if own[0] and there[0] and own[0] != there[0]:
+        return own[0] > there[0]
+    return own[1] > there[1]

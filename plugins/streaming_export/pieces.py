@@ -137,7 +137,8 @@ class Holder(Export):
     def _take(self) -> Plan:
         with self._failures():
             # A store that would refuse `publish` refuses here, before anything is read.
-            manifest.current(self._bucket, manifest.manifest_key(self._key))
+            window_end = self._window and self._window[1]
+            manifest.current(self._bucket, manifest.manifest_key(self._key), window_end=window_end)
             self._wait()
             csv = self._held.enter_context(self._csv)
             _refuse_unfit(csv)
@@ -197,13 +198,14 @@ def publish(bucket: Bucket, plan: Plan) -> ExportResult:
     """Write the manifest of all pieces, after the holder has seen all reports while it held the snapshot.
 
     :raises VerificationError: if a piece is missing, the number of rows is not the database's count, or an export of a
-        later snapshot is published.
+        later snapshot or window is published.
     :raises StoreError: if the store failed.
     :raises ExportCancelled: if the bucket's `stop` is set by a cancellation.
     """
-    key, taken_at = manifest.manifest_key(plan.key), datetime.fromisoformat(plan.document["snapshot"]["taken_at"])
+    key, window = manifest.manifest_key(plan.key), plan.document["window"]
+    taken_at = datetime.fromisoformat(plan.document["snapshot"]["taken_at"])
     try:
-        before = manifest.current(bucket, key, taken_at)
+        before = manifest.current(bucket, key, taken_at, window and window["to"])
         files = [file for number in range(len(plan.ranges)) for file in _files(bucket, plan, number)]
         rows = sum(file.rows for file in files)
         if rows != plan.rows:

@@ -301,6 +301,22 @@ def test_it_only_moves_forward(there: Bucket, client: Any, bucket: str, taken_at
     assert named(client, bucket) == ("s3://b/two" if moves else "s3://b/one")
 
 
+@pytest.mark.parametrize(
+    ("day", "taken_at", "moves"),
+    [(3, NOON + HOUR, False), (4, NOON + HOUR, True), (4, NOON - HOUR, False), (5, NOON - HOUR, True)],
+)
+def test_an_older_window_is_no_news(
+    there: Bucket, client: Any, bucket: str, day: int, taken_at: datetime, moves: bool
+) -> None:
+    """Of two windows the later one is the newest, also if the other is exported again; of one, the later snapshot."""
+    day_4 = ("2026-11-04T00:00:00+00:00", "2026-11-05T00:00:00+00:00")
+    manifest.move_latest(there, LATEST, "s3://b/one", NOON, window=day_4)
+    assert json.loads(content(client, bucket, LATEST))["window"] == {"from": day_4[0], "to": day_4[1]}
+    window = (f"2026-11-0{day}T02:00:00+02:00", f"2026-11-0{day + 1}T02:00:00+02:00")
+    assert manifest.move_latest(there, LATEST, "s3://b/two", taken_at, window=window) == moves
+    assert named(client, bucket) == ("s3://b/two" if moves else "s3://b/one")
+
+
 @pytest.mark.parametrize("made", [True, False], ids=["moved", "made"])
 @pytest.mark.parametrize(("others", "newest"), [(2 * HOUR, "the other"), (HOUR / 2, "this one")])
 def test_one_that_came_between(

@@ -1,4 +1,4 @@
-"""overwrite=False: an existing object stays, whoever wrote it and whenever."""
+"""What an export does not replace: with overwrite=False any object, and of two windows the later one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from demo import services
-from streaming_export import AlreadyExists, Options
+from streaming_export import AlreadyExists, Options, VerificationError
 from tests.conftest import content, keys, open_uploads
 from tests.streaming_export.exporting import export
 from tests.streaming_export.store import hook
@@ -64,6 +64,27 @@ def test_who_comes_in_between_stays(
     with pytest.raises(AlreadyExists, match="written while this export ran"):
         export(query, engine=exporter, client=store, bucket=bucket, key="a.csv", overwrite=False)
     assert content(client, bucket, "a.csv") == b"first"
+    assert open_uploads(client, bucket) == []
+
+
+def day(number: int) -> tuple[str, str]:
+    """A day of November as a window."""
+    return f"2026-11-{number:02}T00:00:00+00:00", f"2026-11-{number + 1:02}T00:00:00+00:00"
+
+
+def test_an_older_window_does_not_replace_a_later_one(exporter: sa.Engine, client: Any, bucket: str) -> None:
+    """A run that is retried or cleared late fails, if its key is that of later runs, too; the same window may come."""
+    to = {"engine": exporter, "client": client, "bucket": bucket, "key": "newest.csv"}
+    export("SELECT 5 AS day", window=day(5), **to)
+    export("SELECT 6 AS day", window=day(6), **to)
+    with pytest.raises(
+        VerificationError, match=r"(?s)later window \(to 2026-11-07.*Nothing was published.*Put the window into the key"
+    ) as caught:
+        export("SELECT 5 AS day", window=day(5), **to)
+    assert not caught.value.transient
+    assert content(client, bucket, "newest.csv") == b"day\n6\n"
+    export("SELECT 7 AS day", window=day(6), **to)
+    assert content(client, bucket, "newest.csv") == b"day\n7\n"
     assert open_uploads(client, bucket) == []
 
 
