@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
-from streaming_export import InvalidArgument
+from streaming_export import Bucket, InvalidArgument, ManifestError, check_key
 from streaming_export.manifest import manifest_key
+from streaming_export.manifest_reader import read
 from streaming_export.options import check_window
 
 _NO_FRAME = "there is no data frame in between"
@@ -26,7 +28,7 @@ OLD_NAMES = {
     "pd_kwargs": f"{_NO_FRAME}: columns, mask and compression choose what the file is like",
     "read_kwargs": _TYPES,
     "read_pd_kwargs": _TYPES,
-    "groupby_kwargs": "write one task for each group: PostgresToS3Operator.partial(…).expand(parameters=[…])",
+    "groupby_kwargs": "write one task for each group: .partial(…).expand_kwargs([{'parameters': …, 's3_key': …}, …])",
     "verify": "write it into the extra of the connection aws_conn_id",
 }
 
@@ -90,6 +92,27 @@ def check(
         raise InvalidArgument("latest_key", latest_key, "a key of its own: it would replace the file or its manifest")
     if window is not None and (rendered or not is_template(window)):
         _check_window(window, rendered)
+
+
+def check_own(bucket: Bucket, key: str, run: Mapping[str, Any], *, since: datetime) -> None:
+    """Refuse the key of a mapped task if another task of the mapping has exported to it: its file would be lost.
+
+    :param run: what the manifest will say of the task.
+    :param since: when the run began, or was cleared: what its tasks have exported before may be replaced.
+    :raises InvalidArgument: naming the other task.
+    :raises StoreError: if the store failed.
+    """
+    check_key("s3_key", key)
+    try:
+        there = read(bucket, bucket.url(manifest_key(key)))
+    except ManifestError:
+        return  # there is none, or the export replaces it
+    same = all(there.run.get(name) == run[name] for name in ("dag", "task", "run"))
+    if same and there.run.get("map_index") != run["map_index"] and there.started_at >= since:
+        allowed = (
+            f"task {there.run.get('map_index')} of this mapping has exported to it; give each task a key of its own"
+        )
+        raise InvalidArgument("s3_key", key, allowed)
 
 
 def is_template(value: object) -> bool:

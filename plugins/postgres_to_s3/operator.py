@@ -191,6 +191,8 @@ class PostgresToS3Operator(BaseOperator):
             self._check(rendered=True)
             # Digits are rendered as an int.
             bucket = s3_bucket(self.aws_conn_id, str(self.s3_bucket), self.extra_args)
+            if ti.map_index >= 0:
+                arguments.check_own(bucket, str(self.s3_key), _run(ti), since=context["dag_run"].start_date)
             export = self._running = self._export(bucket, ti)
             if self.preview:
                 found = summary.show(self.log, export.preview(), list(self.parameters or {}), self.options.overwrite)
@@ -259,7 +261,7 @@ class PostgresToS3Operator(BaseOperator):
             "unique_key": self.unique_key,
             "window": (self.window[0], self.window[1]) if self.window else None,
             "mask_key": secret(self.mask_conn_id) if self.mask_conn_id else None,
-            "run": {"dag": ti.dag_id, "task": ti.task_id, "run": ti.run_id, "try": ti.try_number},
+            "run": _run(ti),
             "application_name": f"airflow {ti.dag_id}.{ti.task_id} {ti.run_id}",
             "options": dataclasses.replace(self.options, **self._templated()),
         }
@@ -284,6 +286,12 @@ class PostgresToS3Operator(BaseOperator):
         taken_at = datetime.fromisoformat(result.snapshot_taken_at)
         moved = move_latest(bucket, key, url, taken_at, {"rows": result.rows, "bytes": result.bytes}, self.window)
         self.log.info("%s %s", bucket.url(key), f"names {url}." if moved else "names a later export.")
+
+
+def _run(ti: Any) -> dict[str, Any]:
+    """What the manifest says of a task."""
+    of_mapping = {"map_index": ti.map_index} if ti.map_index >= 0 else {}
+    return {"dag": ti.dag_id, "task": ti.task_id, "run": ti.run_id, "try": ti.try_number, **of_mapping}
 
 
 def _tags(ti: Any) -> dict[str, str]:

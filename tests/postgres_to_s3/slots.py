@@ -49,6 +49,7 @@ class Slots:
         self.tasks = tasks
         self.xcoms: dict[tuple[str, int, str], Any] = {}
         self.events: list[Any] = []
+        self._begun = datetime.now(UTC)
         self._free = number
         self._on_start = on_start
         self._changed = threading.Condition()
@@ -117,13 +118,14 @@ class Slots:
             task_id=task.task_id,
             run_id="a_run",
             try_number=task.tries,
+            map_index=task.index,
             xcom_push=lambda key, value: self.xcoms.update({(task.task_id, task.index, key): value}),
             xcom_pull=lambda task_ids, key, map_indexes: self.xcoms.get((task_ids, map_indexes, key)),
             get_task_states=self._states,
         )
         events: Any = defaultdict(SimpleNamespace)
         self.events.append(events)
-        return {"ti": ti, "outlet_events": events}
+        return {"ti": ti, "dag_run": SimpleNamespace(start_date=self._begun), "outlet_events": events}
 
     def _states(self, dag_id: str, task_ids: list[str], run_ids: list[str]) -> dict[str, dict[str, str]]:
         found = {f"{task.task_id}_{task.index}": task.state for task in self.tasks if task.task_id in task_ids}

@@ -26,7 +26,9 @@ from tests.conftest import content, keys, open_uploads
 if TYPE_CHECKING:
     from postgres_to_s3 import PostgresToS3Operator
 
-TI = SimpleNamespace(dag_id="a_dag", task_id="a_task", run_id="a_run", try_number=1, xcom_push=lambda key, value: None)
+TI = SimpleNamespace(
+    dag_id="a_dag", task_id="a_task", run_id="a_run", try_number=1, map_index=-1, xcom_push=lambda key, value: None
+)
 CONTEXT: Any = {"ti": TI}
 
 Make = Callable[..., "PostgresToS3Operator"]
@@ -194,6 +196,27 @@ def test_a_template_that_gives_no_text(make: Make, orders: int, client: Any, buc
     digits.render_template_fields({"ds_nodash": "20261105"})
     digits.execute(CONTEXT)
     assert keys(client, bucket) == ["20261105"]
+
+
+def test_mapped_tasks_with_one_key(make: Make, orders: int, client: Any, bucket: str) -> None:
+    """A mapped task does not replace what another one has exported in this run; a retry or a cleared run may."""
+
+    def run(index: int, status: str, begun: datetime, **more: Any) -> dict[str, Any]:
+        operator = make(query="SELECT :s AS status", parameters={"s": status}, unique_key=None)
+        ti = SimpleNamespace(**{**vars(TI), "map_index": index, **more})
+        return operator.execute({"ti": ti, "dag_run": SimpleNamespace(start_date=begun)})  # type: ignore[typeddict-item]
+
+    begun = datetime.now(UTC)
+    run(0, "paid", begun)
+    with pytest.raises(
+        InvalidArgument, match=r"(?s)^s3_key='a/file\.csv' is not allowed: task 0 of this mapping.*Nothing was read"
+    ):
+        run(1, "shipped", begun)
+    assert content(client, bucket, "a/file.csv") == b"status\npaid\n"
+    run(0, "again", begun, try_number=2)
+    run(1, "another run", begun, run_id="the_next")
+    run(0, "cleared", datetime.now(UTC), run_id="the_next")
+    assert content(client, bucket, "a/file.csv") == b"status\ncleared\n"
 
 
 def test_rendered_query_is_stable_and_free_of_values(make: Make) -> None:

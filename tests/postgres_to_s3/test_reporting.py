@@ -179,9 +179,8 @@ def test_a_dry_run_leaves_what_it_has_found(
     from streaming_export import export as module
 
     pushed: dict[str, Any] = {}
-    ti = SimpleNamespace(
-        dag_id="a", task_id="b", run_id="c", try_number=1, xcom_push=lambda key, value: pushed.update({key: value})
-    )
+    names = {"dag_id": "a", "task_id": "b", "run_id": "c", "try_number": 1, "map_index": -1}
+    ti = SimpleNamespace(**names, xcom_push=lambda key, value: pushed.update({key: value}))
 
     def dry_run(query: str) -> dict[str, Any]:
         operator = PostgresToS3Operator(
