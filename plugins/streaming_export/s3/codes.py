@@ -6,6 +6,8 @@ names of botocore's exceptions.
 
 from __future__ import annotations
 
+import re
+
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
@@ -62,6 +64,9 @@ _TRANSIENT_STATUSES = {429, 500, 502, 503, 504}
 # A gateway in front of the store answers these while the store may still be working.
 _GATEWAY_STATUSES = {502, 504}
 
+# The login in a URL; botocore's messages quote the endpoint's.
+_LOGIN = re.compile(r"(?<=://)[^/\s]*@")
+
 
 def store_error(doing: str, exc: ClientError | BotoCoreError | HTTPError) -> StoreError:
     """Translate an error of botocore, or of urllib3 while a body is read.
@@ -77,6 +82,7 @@ def store_error(doing: str, exc: ClientError | BotoCoreError | HTTPError) -> Sto
     remedy = _REMEDIES.get(code, _TRANSIENT_REMEDY if transient else _REMEDY)
     if doing.startswith("reading"):
         remedy = _READING_REMEDIES.get(code, remedy)
+    message = _LOGIN.sub("***@", message)
     reason = f"{code}: {message}" if message else code
     # The store's message may end in a full stop. The cause comes before a long key.
     failed = f"The object store failed: {reason.rstrip('. ')}, while {doing}."

@@ -127,6 +127,14 @@ def test_what_will_not_pass_is_not_tried_again(client: Any, bucket: str, code: s
     assert all(line.endswith(".") and not line.endswith("..") for line in str(caught.value).splitlines())
 
 
+def test_a_login_in_the_endpoint_is_not_shown() -> None:
+    """botocore quotes the endpoint's URL, whose login would get into the log."""
+    nowhere = services.s3_client("http://me:hidden@127.0.0.1:1")
+    with pytest.raises(StoreError, match=r'endpoint URL: "http://\*\*\*@127\.0\.0\.1:1/exports/a') as caught:
+        Bucket(nowhere, "exports", patience=0).read(KEY)
+    assert "hidden" not in str(caught.value)
+
+
 def test_the_stop_flag_ends_a_pause(client: Any, bucket: str) -> None:
     """Whoever ends the export does not wait until the store is back."""
     stop, failed = Stop(), threading.Event()
