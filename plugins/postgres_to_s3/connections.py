@@ -44,7 +44,8 @@ def check_connection(argument: str, conn_id: str) -> None:
         PostgresHook.get_connection(conn_id)
     except AirflowNotFoundException:
         unknown = InvalidArgument(argument, conn_id, "Airflow has no connection with this id")
-        unknown.remedy = "Add the connection, or correct the id."
+        # Airflow's lookup leaves out a backend that fails, without a word above the level DEBUG.
+        unknown.remedy = "Add the connection, or correct the id; or clear the task if a secrets backend was down."
         raise unknown from None
 
 
