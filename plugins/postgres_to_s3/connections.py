@@ -7,6 +7,7 @@ import functools
 import gzip
 import json
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.loaders import JSONFileLoader, Loader
+from sqlalchemy import event
 from sqlalchemy.pool import NullPool
 
 from streaming_export import Bucket, InvalidArgument
@@ -32,6 +34,10 @@ _LIBPQ_DEFAULTS = {"connect_timeout": 30, "keepalives_idle": 60, "keepalives_int
 # Defaults that the connection's ``config_kwargs`` override. `Bucket` repeats requests for a minute; with these
 # time-outs, an export ends within two minutes if the store does not answer.
 _BOTO_DEFAULTS = Config(connect_timeout=10, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 1})
+
+
+# An IAM token lets in for 15 minutes, and an export may wait for transactions for hours.
+_TOKEN_SECONDS = 600.0
 
 
 def check_connection(argument: str, conn_id: str) -> None:
@@ -64,7 +70,7 @@ def postgres_engine(conn_id: str) -> Engine:
     # The hook's URL does not contain these.
     extras = hook.connection.extra_dejson
     options = {name: extras[name] for name in extras.keys() - hook.ignored_extra_options}
-    return hook.get_sqlalchemy_engine(
+    engine = hook.get_sqlalchemy_engine(
         {
             "connect_args": {**_LIBPQ_DEFAULTS, **options},
             "poolclass": NullPool,
@@ -72,6 +78,25 @@ def postgres_engine(conn_id: str) -> Engine:
             "use_native_hstore": False,
         }
     )
+    if extras.get("iam"):
+        _renew_token(engine, conn_id)
+    return engine
+
+
+def _renew_token(engine: Engine, conn_id: str) -> None:
+    """Have connections that are opened late log in with a new IAM token."""
+    made, lock = time.monotonic(), threading.Lock()
+    login: dict[str, Any] = {}
+
+    @event.listens_for(engine, "do_connect")
+    def log_in(dialect: object, record: object, arguments: object, parameters: dict[str, Any]) -> None:
+        nonlocal made
+        with lock:
+            if time.monotonic() - made > _TOKEN_SECONDS:
+                hook = postgres_hook(conn_id)
+                login["user"], login["password"], login["port"] = hook.get_iam_token(hook.connection)
+                made = time.monotonic()
+            parameters.update(login)
 
 
 def secret(conn_id: str) -> str | None:

@@ -273,6 +273,31 @@ def test_iam_login(make: Make, connection_with: Callable[..., None], monkeypatch
     assert (url.username, url.password, url.port) == ("iam_user", "token", 6543)
 
 
+def test_an_iam_token_that_has_expired(
+    make: Make, connection_with: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token is valid for 15 minutes: after a long wait for transactions, connections log in with a new one."""
+    from airflow.providers.postgres.hooks.postgres import PostgresHook
+
+    from postgres_to_s3 import connections
+
+    connection_with("orders_db", iam=True)
+    tokens = iter(["first", "second", "third"])
+    monkeypatch.setattr(PostgresHook, "get_iam_token", lambda self, connection: ("iam_user", next(tokens), 6543))
+    engine, used = connections.postgres_engine("orders_db"), []
+
+    @sa.event.listens_for(engine, "do_connect")
+    def do_connect(dialect: Any, record: Any, arguments: Any, parameters: dict[str, Any]) -> None:
+        used.append((parameters["user"], parameters["password"], parameters["port"]))
+        raise ConnectionAbortedError
+
+    for seconds in (600, 600, -1, 600):
+        monkeypatch.setattr(connections, "_TOKEN_SECONDS", seconds)
+        with pytest.raises(ConnectionAbortedError):
+            engine.connect()
+    assert used == [("iam_user", token, 6543) for token in ("first", "first", "second", "second")]
+
+
 def test_settings_of_the_aws_connection_reach_the_client(make: Make, connection_with: Callable[..., None]) -> None:
     """`config_kwargs` of the connection are used; without them, requests are retried in standard mode."""
     from postgres_to_s3 import s3_bucket
