@@ -13,7 +13,7 @@ Loads each published export of the orders into the analytics database, exactly a
 | writes | table `analytics.orders`, connection `analytics_db`; the first load creates it |
 | bucket | Airflow Variable `orders_export_bucket`, default `exports`; no other bucket is read |
 | history | table `analytics.load_history`: each manifest that was loaded or outdated, and when |
-| trigger by hand | the same; `{"manifest_url": "s3://exports/orders/….csv.manifest.json"}` loads only that one |
+| trigger by hand | same; `{"manifest_url": "s3://exports/orders/….csv.manifest.json"}` loads only that one of these |
 | new columns | `{"add_columns": true}` adds new columns of the export to the table |
 
 **Lost events do not matter.** Airflow can lose events that arrive during a run. So each run loads everything that is in

@@ -9,7 +9,7 @@ from typing import Any
 
 from postgres_to_s3.connections import postgres_engine, s3_bucket
 from postgres_to_s3.reporting import report
-from streaming_export import ExportError
+from streaming_export import ExportError, InvalidArgument
 from streaming_ingest import IngestResult, catch_up, ingest
 
 log = logging.getLogger(__name__)
@@ -31,17 +31,25 @@ def load_published(
     The events of the exports do not say what to load, because Airflow can lose events that arrive during a run.
 
     :param prefixes: prefixes of the exports' keys.
-    :param only: URL of the one manifest to load, instead of all new ones.
+    :param only: URL of the one manifest to load, instead of all new ones; below one of the prefixes, too.
     :returns: the fields of `streaming_ingest.IngestResult`, for each export.
     :raises streaming_export.ExportError: see `streaming_ingest.catch_up` and `ingest`.
     """
     try:
+        if only:
+            _check_place(only, [f"s3://{bucket}/{prefix}" for prefix in prefixes])
         where = {"engine": postgres_engine(postgres_conn_id), "bucket": s3_bucket(aws_conn_id, bucket)}
         target = {"schema": schema, "table": table, "add_columns": add_columns, **where}
         results = _load_one(only, **target) if only else catch_up(prefixes, **target)
     except ExportError as exc:
         raise report(log, exc, postgres_conn_id=postgres_conn_id, aws_conn_id=aws_conn_id) from None
     return [dataclasses.asdict(result) for result in results]
+
+
+def _check_place(url: str, places: Sequence[str]) -> None:
+    """Refuse a manifest from elsewhere: that of a selection looks like one of all rows, and would replace them."""
+    if not url.startswith(tuple(places)):
+        raise InvalidArgument("manifest_url", url, f"a manifest whose URL begins with {' or '.join(places)}")
 
 
 def _load_one(url: str, **target: Any) -> list[IngestResult]:

@@ -451,6 +451,17 @@ def test_a_selection_is_not_loaded(orders_export: Any, orders_ingest: Any, datab
     assert not loads(database)
 
 
+def test_a_selection_given_by_hand(orders_export: Any, orders_ingest: Any, database: str, client: Any) -> None:
+    """It would replace all rows by its own, so that is refused, and the table stays."""
+    orders_export.test(logical_date=datetime(2026, 11, 12, 2, tzinfo=UTC))
+    assert orders_ingest.test(logical_date=None).state == "success"
+    orders_export.test(logical_date=None, run_conf={"statuses": ["paid"]})
+    (key,) = (key for key in keys(client, services.BUCKET) if key.startswith("orders/manual/"))
+    url = f"s3://exports/{key}.manifest.json"
+    assert orders_ingest.test(logical_date=None, run_conf={"manifest_url": url}).state == "failed"
+    assert services.count_orders(services.analytics(database), "analytics") == ROWS
+
+
 def test_a_manifest_given_by_hand(orders_export: Any, orders_ingest: Any, database: str) -> None:
     """Whoever triggers the DAG can name a manifest, which is then the only one that is loaded."""
     for day in (12, 13):
@@ -476,7 +487,7 @@ def test_what_no_retry_makes_better_fails_at_once(dags: DagBag, bucket: str) -> 
 
     with pytest.raises(ManifestMissing, match="There is no manifest") as caught:
         load_published(
-            [],
+            ["gone"],
             only=f"s3://{bucket}/gone.csv.manifest.json",
             bucket=bucket,
             schema="analytics",
