@@ -87,9 +87,8 @@ class Export:
         self._layout = FileLayout(options.compression, options.max_file_rows, options.max_file_bytes)
         self._layout.key(key, 1)  # refuses an extension that contradicts the compression
         self._engine = engine
-        self._key = key
+        self._key, self._window = key, window
         self._parameters = dict(parameters or {})
-        self._window = window
         self._run_by = dict(run or {})
         self._application_name = application_name
         self._cancellation = Cancellation()
@@ -119,8 +118,7 @@ class Export:
         :raises AlreadyExists: if an object or the manifest exists and `overwrite` is False.
         :raises EmptyResult: if there are no rows and `on_empty` is "fail".
         :raises StoreError: if the object store refused the object or failed.
-        :raises VerificationError: if rows read, sent and stored do not match, another export replaced the files or has
-            published a later window, or a piece is not like the whole.
+        :raises VerificationError: if rows read, sent and stored, a piece and the whole, or two exports do not match.
         :raises ExportCancelled: if it was cancelled.
         """
         result = self._cancellation.run(self._publish)
@@ -267,11 +265,10 @@ class Export:
     def _description(self, csv: CsvStream) -> dict[str, Any]:
         """The part of the manifest that every piece of an export has in common."""
         options, query = self._options, csv.query
-        chosen = {"compression": options.compression, "spreadsheet_safe": options.spreadsheet_safe}
         given = {name: manifest.loggable(value) for name, value in self._parameters.items()}
         return {
             "columns": [{"name": column.name, "type": column.type} for column in query.columns],
-            "csv": manifest.FORMAT | chosen,
+            "csv": manifest.FORMAT | {"compression": options.compression, "spreadsheet_safe": options.spreadsheet_safe},
             "masked": dict(options.mask),
             "query": {"sha256": query.fingerprint, "parameters": given},
             "unique_key": {"name": query.unique_key} if query.unique_key is not None else None,
