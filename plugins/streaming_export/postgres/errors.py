@@ -65,6 +65,9 @@ _LOGIN_REFUSED = re.compile(
 )
 _NO_PASSWORD = "no password supplied"  # libpq's own  # noqa: S105
 
+# What libpq says, before it connects, of an option that it does not know, or that has a wrong value.
+_BAD_OPTION = re.compile(r"invalid (?:dsn|\w+ value|port number)")
+
 # Classes of SQLSTATE whose messages name objects, settings and limits (PostgreSQL manual, appendix A). Those of others
 # may quote values of rows or parameters, as in: invalid input syntax for type integer: "jane@example.com".
 _NAMING_CLASSES = ("08", "0A", "25", "26", "28", "3D", "3F", "40", "42", "53", "54", "55", "57", "58", "72", "XX")
@@ -94,6 +97,8 @@ def database_error(doing: str, exc: BaseException) -> DatabaseError:
     message, sqlstate = _loggable_message(exc), sqlstate_of(exc)
     if sqlstate is None and (found := _NOT_CONNECTED.match(message)):
         return _not_connected(found["server"], found["why"])
+    if sqlstate is None and _BAD_OPTION.match(message):
+        return DatabaseError(f"Cannot connect to the database: {message}.", "Correct the extra of the connection.")
     transient = sqlstate is None or sqlstate.startswith(TRANSIENT)
     remedy = REMEDIES.get(sqlstate or "", _TRANSIENT_REMEDY if transient else "Correct the query, and export again")
     if sqlstate is None and _LOST_IN_COPY in message:

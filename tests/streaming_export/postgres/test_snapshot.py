@@ -247,3 +247,13 @@ def test_a_database_that_does_not_answer() -> None:
         read("SELECT 1 AS a", engine=engine)
     assert caught.value.transient is True
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("option", [{"sslmod": "require"}, {"sslmode": "requires"}, {"target_session_attrs": "read"}])
+def test_an_option_that_libpq_does_not_know(option: dict[str, str]) -> None:
+    """No retry helps against a misspelt option of the connection, and the error says what to correct."""
+    engine = sa.create_engine("postgresql+psycopg2://someone:hunter2@/somewhere?host=/nowhere", connect_args=option)
+    with pytest.raises(DatabaseError, match=r"invalid .*(sslmod|read)(?s:.*)extra of the connection") as caught:
+        read("SELECT 1 AS a", engine=engine)
+    assert caught.value.transient is False
+    assert "hunter2" not in str(caught.value)
