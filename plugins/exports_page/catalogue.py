@@ -137,7 +137,7 @@ class Catalogue:
 
     def entries(self, found: Sequence[Listed]) -> list[Entry]:
         """The entries of the manifests, in the same order; one that can't be read says so."""
-        missing = [one for one in found if (one.key, one.etag) not in self._entries]
+        missing = [one for one in dict.fromkeys(found) if (one.key, one.etag) not in self._entries]
         if missing:
             bucket = self.bucket()
             for one, entry in zip(missing, self._pool.map(lambda one: _entry(bucket, one), missing), strict=True):
