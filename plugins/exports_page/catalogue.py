@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import PurePosixPath
 
@@ -64,11 +64,11 @@ class Entry:
     :param etag: of the manifest, without quotes.
     :param file: name of its file, or of the manifest if that can't be read.
     :param at: when it was published.
-    :param day: the date in its key.
+    :param moment: the date in its key, with its time.
     :param problem: why the manifest can't be read; the fields below are then None or empty.
     :param seconds: from the start of the export to its manifest.
     :param verified: whether the database counted the same rows.
-    :param daily: whether its rows are those of a window of time.
+    :param window: length of the period that its rows cover; None for all rows.
     :param run: DAG, task and run, by name.
     """
 
@@ -76,13 +76,13 @@ class Entry:
     etag: str
     file: str
     at: datetime
-    day: date | None
+    moment: datetime | None
     problem: str | None = None
     rows: int | None = None
     bytes: int | None = None
     seconds: float | None = None
     verified: bool | None = None
-    daily: bool = False
+    window: timedelta | None = None
     files: int = 0
     dag: str | None = None
     task: str | None = None
@@ -206,12 +206,12 @@ def _describe(manifest: Manifest, one: Listed) -> Entry:
         etag=one.etag,
         file=PurePosixPath(manifest.files[0].key).name,
         at=manifest.finished_at,
-        day=one.day,
+        moment=one.moment,
         rows=manifest.rows,
         bytes=manifest.bytes,
         seconds=max((manifest.finished_at - manifest.started_at).total_seconds(), 0.0),
         verified=manifest.rows_verified,
-        daily=manifest.window is not None,
+        window=manifest.window[1] - manifest.window[0] if manifest.window else None,
         files=len(manifest.files),
         dag=named(manifest.run, "dag"),
         task=named(manifest.run, "task"),
@@ -220,4 +220,4 @@ def _describe(manifest: Manifest, one: Listed) -> Entry:
 
 
 def _unread(one: Listed, problem: str) -> Entry:
-    return Entry(one.url, one.etag, PurePosixPath(one.key).name, one.modified, one.day, problem)
+    return Entry(one.url, one.etag, PurePosixPath(one.key).name, one.modified, one.moment, problem)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, datetime, timedelta, timezone
 
 from streaming_export.s3.objects import ObjectInfo
 
@@ -13,7 +14,10 @@ _SUFFIX = ".manifest.json"
 
 # A date as in 2026-11-24 or 20261124, with the time that may follow; after its offset, a run's id can have a suffix.
 _TIME = r"T(?:[.:+_-]?\d++)++Z?(?:(?<=[+-]\d\d:\d\d)_\w+)?"
-_DATE = re.compile(rf"(?<!\d)(\d{{4}})-?([01]\d)-?([0-3]\d)(?!\d)(?:{_TIME})?")
+_DATE = re.compile(rf"(?<!\d)(\d{{4}})-?([01]\d)-?([0-3]\d)(?!\d)({_TIME})?")
+
+# What is read of such a time: T02, T0200, T02:00:00.5, T02-00-00+00-00.
+_CLOCK = re.compile(r"T(\d\d)(?:([.:_-]?)(\d\d)(?:\2(\d\d)(?:\.\d+)?)?)?(?!\d)(?:([+-])(\d\d)[:_-]?(\d\d))?")
 
 # Runs by hand write to a folder named by the run's id (orders/places.py); all of them are one series.
 _BY_HAND = re.compile(r"(?<=/manual/)[^/]+(?=/)")
@@ -28,7 +32,7 @@ class Listed:
     :param etag: without quotes.
     :param modified: when it was written.
     :param series: the series of its export.
-    :param day: the last date in its key, if there is one.
+    :param moment: the last date in its key, with its time, if there is one.
     """
 
     key: str
@@ -36,7 +40,7 @@ class Listed:
     etag: str
     modified: datetime
     series: str
-    day: date | None
+    moment: datetime | None
 
 
 def listed(item: ObjectInfo, url: str) -> Listed | None:
@@ -47,7 +51,7 @@ def listed(item: ObjectInfo, url: str) -> Listed | None:
     key = item.key
     if not key.endswith(_SUFFIX):
         return None
-    return Listed(key, url, item.etag, item.modified, series_of(key), day_of(key))
+    return Listed(key, url, item.etag, item.modified, series_of(key), moment_of(key))
 
 
 def series_of(key: str) -> str:
@@ -55,22 +59,34 @@ def series_of(key: str) -> str:
     return _DATE.sub("*", _BY_HAND.sub("*", key.removesuffix(_SUFFIX)))
 
 
-def day_of(key: str) -> date | None:
-    """The last date in a key."""
-    for year, month, day in reversed(_DATE.findall(key)):
+def moment_of(key: str) -> datetime | None:
+    """The last date in a key, with the time that follows it, or else its midnight. A time without an offset is UTC."""
+    for year, month, day, time in reversed(_DATE.findall(key)):
         try:
-            return date(int(year), int(month), int(day))
+            midnight = datetime(int(year), int(month), int(day), tzinfo=UTC)
         except ValueError:
             continue
+        return _at(midnight, time)
     return None
 
 
+def _at(midnight: datetime, time: str) -> datetime:
+    """A time of a day; its midnight if the time is none, as T99."""
+    if found := _CLOCK.match(time):
+        hour, _, minute, second, sign, hours, minutes = found.groups(default="0")
+        offset = timedelta(hours=int(hours), minutes=int(minutes)) * (-1 if sign == "-" else 1)
+        with suppress(ValueError, OverflowError):
+            zone = timezone(offset)
+            return midnight.replace(hour=int(hour), minute=int(minute), second=int(second), tzinfo=zone).astimezone(UTC)
+    return midnight
+
+
 def by_series(found: Iterable[Listed]) -> dict[str, tuple[Listed, ...]]:
-    """The manifests of each series, the newest first: by the date in the key, then by when they were written."""
+    """The manifests of each series, the newest first: by the moment in the key, then by when they were written."""
     groups: dict[str, list[Listed]] = {}
     for one in found:
         groups.setdefault(one.series, []).append(one)
     return {
-        name: tuple(sorted(group, key=lambda one: (one.day or one.modified.date(), one.modified), reverse=True))
+        name: tuple(sorted(group, key=lambda one: (one.moment or one.modified, one.modified), reverse=True))
         for name, group in groups.items()
     }

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 
 from exports_page.access import Access, named
 from exports_page.catalogue import Catalogue, Entry, Listing
-from exports_page.history import BEFORE, SHOWN, History, history
+from exports_page.history import BEFORE, COMPARED, SHOWN, History, compared, history
 from exports_page.series import Listed, series_of
 from exports_page.snippets import snippets
 from streaming_export import Bucket
@@ -196,7 +196,6 @@ def _point(point: Any) -> dict[str, Any]:
     return {
         "url": entry.url,
         "at": point.at,
-        "dated": entry.day is not None,
         "rows": entry.rows,
         "bytes": entry.bytes,
         "seconds": entry.seconds,
@@ -208,19 +207,19 @@ def _tiles(past: History) -> dict[str, Any] | None:
     if not past.points:
         return None
     newest = past.points[-1]
-    before = [point.entry for point in past.points[-BEFORE - 1 : -1]]
+    before = [point.entry for point in past.points[-COMPARED - 1 : -1]]
     return {
         "newest": newest.entry.at,
         "file": newest.entry.file,
         "rows": newest.entry.rows,
         "usual_rows": newest.usual_rows,
-        "compared": "the same weekdays" if newest.entry.daily else f"the last {min(len(before), BEFORE)}",
+        "compared": compared(newest.entry, len(before)),
         "bytes": newest.entry.bytes,
         "usual_bytes": median(entry.bytes or 0 for entry in before) if before else None,
         "seconds": newest.entry.seconds,
         "unusual": sum(bool(point.unusual) for point in past.points),
         "shown": len(past.points),
-        "missing": len(past.missing),
+        "missing": sum(point.missing for point in past.points[1:]),
     }
 
 

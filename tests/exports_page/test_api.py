@@ -124,6 +124,31 @@ def test_the_list(airflow: Airflow, keys: list[str], shop: str, fresh: None) -> 
         assert any(part in sentence for sentence in words)
 
 
+def test_each_hour_is_in_the_charts(airflow: Airflow, put: Callable[..., str], document: dict[str, Any]) -> None:
+    """Also hours of one day, written as a run's id is; windows of an hour are compared with the same hours."""
+    for hour in (*range(20), 21):
+        window = {"from": f"2026-11-24T{hour:02}:00:00+00:00", "to": f"2026-11-24T{hour + 1:02}:00:00+00:00"}
+        rows = document["rows"] if hour != 17 else 0
+        files = [document["files"][0] | {"rows": rows}]
+        body = json.dumps(document | {"window": window, "rows": rows, "files": files}).encode()
+        put(f"hours/scheduled__{window['from']}/a.csv", body)
+    found = listed(airflow, series="hours/scheduled__*/a.csv")
+    assert [point["at"][11:16] for point in found["points"]] == [f"{hour:02}:00" for hour in (*range(20), 21)]
+    unusual = {point["at"][11:13]: point["unusual"] for point in found["points"] if point["unusual"]}
+    assert unusual == {"17": ["It has no rows."], "21": ["1 export is missing before it."]}
+    assert (found["missing"], found["tiles"]["missing"]) == (["2026-11-24T20:00:00+00:00"], 1)
+    assert found["tiles"]["compared"] == "the same hours"
+
+
+def test_a_day_is_compared_with_its_weekday(
+    airflow: Airflow, put: Callable[..., str], document: dict[str, Any]
+) -> None:
+    """Also one of 23 hours, when clocks change."""
+    window = {"from": "2026-03-28T23:00:00+00:00", "to": "2026-03-29T22:00:00+00:00"}
+    put("days/a-20260329.csv", json.dumps(document | {"window": window}).encode())
+    assert listed(airflow, series="days/a-*.csv")["tiles"]["compared"] == "the same weekdays"
+
+
 def test_a_dag_has_its_own(airflow: Airflow, fresh: None) -> None:
     """The tab shows the series of its DAG, and nothing where a DAG exports nothing."""
     assert listed(airflow, dag="orders_export")["selected"] == "orders/orders-*.csv"

@@ -143,6 +143,30 @@ def test_charts_and_pages_by_keyboard(window: Open, airflow: Airflow, keys: list
     assert page.get_by_role("button", name="Reload").evaluate("it => it === it.getRootNode().activeElement")
 
 
+def test_the_charts_of_hours(window: Open, airflow: Airflow, shop: str, keys: list[str], client: Any) -> None:
+    """Each hour has a bar that says so; one that is missing is drawn, and named by its time."""
+    body = content(client, shop, f"{keys[-1]}.manifest.json")
+    names = [f"hours/20261124T{hour:02}00.csv.manifest.json" for hour in (*range(8), 9, 10)]
+    for name in names:
+        client.put_object(Bucket=shop, Key=name, Body=body)
+    relist()
+    try:
+        page = window("viewer")
+        show(page, airflow)
+        page.get_by_label("Series").select_option("hours/*.csv")
+        page.locator("caption", has_text="10 exports of hours").wait_for()
+        chart = page.locator("figure svg").first
+        assert "10 exports from 2026-11-24 00:00 to 2026-11-24 10:00" in str(chart.get_attribute("aria-label"))
+        assert chart.locator(".bar").count() == 10
+        assert str(chart.locator(".touch").nth(2).get_attribute("aria-label")).startswith("2026-11-24 02:00: ")
+        assert chart.locator(".missing title").all_text_contents() == ["2026-11-24 08:00: no export"]
+        assert page.locator(".unusual li").all_inner_texts() == ["▲ 2026-11-24 09:00 1 export is missing before it."]
+    finally:
+        for name in names:
+            client.delete_object(Bucket=shop, Key=name)
+        relist()
+
+
 @pytest.mark.parametrize("width", [1440, 390])
 def test_what_a_screen_reader_is_given(window: Open, airflow: Airflow, keys: list[str], width: int) -> None:
     """Chromium's accessibility tree: a table, bars that say day and figure, exact times, a name for each control."""

@@ -18,49 +18,63 @@ AT = datetime(2026, 11, 1, 2, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
-    ("key", "series", "day"),
+    ("key", "series", "moment"),
     [
-        ("orders/orders-20261124.csv", "orders/orders-*.csv", "2026-11-24"),
-        ("orders/daily/dt=2026-11-23/orders-20261123.csv", "orders/daily/dt=*/orders-*.csv", "2026-11-23"),
-        ("a/manual/any id/orders-20261124-mine.csv", "a/manual/*/orders-*-mine.csv", "2026-11-24"),
-        ("a/manual__2026-11-24T02:00:00+00:00_x/b.csv", "a/manual__*/b.csv", "2026-11-24"),
-        ("b/orders-manual__2026-11-24T02:00:00.123+00:00_x9.csv", "b/orders-manual__*.csv", "2026-11-24"),
-        ("b/20261124T020000-orders.csv", "b/*-orders.csv", "2026-11-24"),
-        ("b/20261124T020000-refunds.csv.gz", "b/*-refunds.csv.gz", "2026-11-24"),
-        ("b/orders-2026-11-24T02-00-00Z.csv", "b/orders-*.csv", "2026-11-24"),
+        ("orders/orders-20261124.csv", "orders/orders-*.csv", "2026-11-24 00:00:00"),
+        ("orders/daily/dt=2026-11-23/orders-20261123.csv", "orders/daily/dt=*/orders-*.csv", "2026-11-23 00:00:00"),
+        ("a/manual/any id/orders-20261124-mine.csv", "a/manual/*/orders-*-mine.csv", "2026-11-24 00:00:00"),
+        ("a/manual__2026-11-24T02:00:00+00:00_x/b.csv", "a/manual__*/b.csv", "2026-11-24 02:00:00"),
+        ("b/orders-manual__2026-11-24T02:00:00.123+00:00_x9.csv", "b/orders-manual__*.csv", "2026-11-24 02:00:00"),
+        ("b/20261124T020000-orders.csv", "b/*-orders.csv", "2026-11-24 02:00:00"),
+        ("b/20261124T020000-refunds.csv.gz", "b/*-refunds.csv.gz", "2026-11-24 02:00:00"),
+        ("b/orders-2026-11-24T02-00-00Z.csv", "b/orders-*.csv", "2026-11-24 02:00:00"),
+        ("events/20261124T0230.csv", "events/*.csv", "2026-11-24 02:30:00"),
+        ("events/20261124T02.csv", "events/*.csv", "2026-11-24 02:00:00"),
+        ("e/2026-11-24T02-00-00+00-00/x.csv", "e/*/x.csv", "2026-11-24 02:00:00"),
+        ("e/scheduled__2026-11-24T00:30:09.5+02:00/x.csv", "e/scheduled__*/x.csv", "2026-11-23 22:30:09"),
+        ("e/20261124T2200-0530.csv", "e/*.csv", "2026-11-25 03:30:00"),
+        ("e/2026-11-24T22:00-05:00.csv", "e/*.csv", "2026-11-25 03:00:00"),
+        ("e/2026-11-24T02:00:00/x-20261124T03.csv", "e/*/x-*.csv", "2026-11-24 03:00:00"),
+        ("e/20261124T99.csv", "e/*.csv", "2026-11-24 00:00:00"),
+        ("e/20261124T0261.csv", "e/*.csv", "2026-11-24 00:00:00"),
+        ("e/20261124T02000.csv", "e/*.csv", "2026-11-24 00:00:00"),
+        ("e/20261124T0200+9900.csv", "e/*.csv", "2026-11-24 00:00:00"),
+        ("e/00010101T0000+0100.csv", "e/*.csv", "0001-01-01 00:00:00"),
+        ("e/20261124-02.csv", "e/*-02.csv", "2026-11-24 00:00:00"),
         ("customers.csv", "customers.csv", None),
         ("a/20269999.csv", "a/20269999.csv", None),
+        ("a/20261331.csv", "a/*.csv", None),
         ("a/123456789.csv", "a/123456789.csv", None),
     ],
 )
-def test_series(airflow_home: Path, key: str, series: str, day: str | None) -> None:
-    """The series is the key with its dates starred."""
-    from exports_page.series import day_of, series_of
+def test_series(airflow_home: Path, key: str, series: str, moment: str | None) -> None:
+    """The series is the key with its dates and times starred; the last of them, if it can be read, is its moment."""
+    from exports_page.series import moment_of, series_of
 
     assert series_of(f"{key}.manifest.json") == series_of(key) == series
-    assert str(day_of(key)) == str(day)
+    assert str(moment_of(key)) == (f"{moment}+00:00" if moment else "None")
 
 
-def past(changes: dict[int, dict[str, Any]], days: int = 40, daily: bool = False) -> Any:
-    """The history of a series of days, with a quiet weekend; None leaves a day out."""
+def past(changes: dict[int, dict[str, Any]], number: int = 40, daily: bool = False, hourly: bool = False) -> Any:
+    """The history of a series of days or hours, for daily windows with a quiet weekend; None leaves an export out."""
     from exports_page.catalogue import Entry
     from exports_page.history import history
 
+    window = timedelta(days=1) if daily else None
     entries = []
-    for number in range(days):
-        at = AT + timedelta(days=number)
+    for index in range(number):
+        at = AT + (timedelta(hours=index) if hourly else timedelta(days=index))
+        moment = at if hourly else at.replace(hour=0)
         rows = 400 if daily and at.weekday() >= 5 else 1000
-        entry = Entry(
-            str(number), "e", "f", at, at.date(), rows=rows, bytes=10, seconds=3.0, verified=True, daily=daily
-        )
-        change = changes.get(number, {})
+        entry = Entry(str(index), "e", "f", at, moment, rows=rows, bytes=10, seconds=3.0, window=window)
+        change = changes.get(index, {})
         if change is not None:
             entries.append(replace(entry, **change))
     return history(entries[::-1])
 
 
 def words(found: Any) -> dict[str, tuple[str, ...]]:
-    """What is unusual, by the number of the day."""
+    """What is unusual, by the number of the export."""
     return {point.entry.url: point.unusual for point in found.points if point.unusual}
 
 
@@ -68,8 +82,8 @@ def test_nothing_usual_is_unusual(airflow_home: Path) -> None:
     """Quiet weekends, small changes and a series that has just begun are no alarm."""
     assert not words(past({}, daily=True))
     assert not words(past({20: {"rows": 1390, "seconds": 12.9}, 21: {"rows": 610}}))
-    assert not words(past({1: {"rows": 5}}, days=3))
-    assert not past({}, days=0).points
+    assert not words(past({1: {"rows": 5}}, number=3))
+    assert not past({}, number=0).points
 
 
 def test_what_is_unusual_is_said(airflow_home: Path) -> None:
@@ -85,6 +99,47 @@ def test_what_is_unusual_is_said(airflow_home: Path) -> None:
     }
     assert [str(at.date()) for at in found.missing] == ["2026-12-01", "2026-12-02"]
     assert "69% fewer" in str(words(past({30: {"rows": 310}}, daily=True)))
+
+
+def test_each_hour_is_watched(airflow_home: Path) -> None:
+    """As each day is: a missing one, an empty one, and a long outage in full; of two of one hour, the newest counts."""
+    found = past({39: {"rows": 0}, 45: None, 46: None, 50: {"moment": AT + timedelta(hours=49)}}, 60, hourly=True)
+    assert words(found) == {
+        "39": ("It has no rows.",),
+        "47": ("2 exports are missing before it.",),
+        "51": ("1 export is missing before it.",),
+    }
+    assert [f"{at:%d %H:%M}" for at in found.missing] == ["02 23:00", "03 00:00", "03 04:00"]
+    assert "49" not in {point.entry.url for point in found.points}
+    out = past(dict.fromkeys(range(20, 188)), 200, hourly=True)
+    assert words(out) == {"188": ("168 exports are missing before it.",)}
+    assert sum(point.missing for point in out.points) == 168
+
+
+def test_nights_are_quiet(airflow_home: Path) -> None:
+    """The orders of an hour are compared with those of the same hour on other days, in all of the charts."""
+    entries: dict[int, dict[str, Any]] = {
+        index: {"rows": 1000 if 6 <= (2 + index) % 24 < 22 else 20, "window": timedelta(hours=1)}
+        for index in range(132)
+    }
+    assert not words(past(entries, 132, hourly=True))
+    entries[72]["rows"] = 500
+    entries[131]["rows"] = 20
+    assert words(past(entries, 132, hourly=True)) == {
+        "72": ("500 rows are 2400% more than usual (20).",),
+        "131": ("20 rows are 98% fewer than usual (1,000).",),
+    }
+
+
+def test_the_last_in_the_list_is_the_newest_moment(airflow_home: Path) -> None:
+    """An hour that was exported again stays where it was."""
+    from exports_page.series import by_series, listed
+    from streaming_export.s3.objects import ObjectInfo
+
+    names = {2: AT, 0: AT + timedelta(days=1), 1: AT}  # hour: when it was written
+    objects = [ObjectInfo(f"e/20261101T{hour:02}.csv.manifest.json", 1, "e", at) for hour, at in names.items()]
+    (group,) = by_series(one for item in objects if (one := listed(item, item.key))).values()
+    assert [one.moment.hour for one in group if one.moment] == [2, 1, 0]
 
 
 HOSTILE = "a'; DROP TABLE x; --"

@@ -1,6 +1,6 @@
-// Three bar charts on one time axis. Missing nights stay visible, unusual ones are marked.
+// Three bar charts on one time axis. Missing exports stay visible, unusual ones are marked.
 
-import { compact, day, duration, h, number, size } from "./dom.js";
+import { compact, duration, h, label, number, size } from "./dom.js";
 
 const LEFT = 62, RIGHT = 14, TOP = 16, HEIGHT = 84, AXIS = 22;
 const CHARTS = [
@@ -9,12 +9,14 @@ const CHARTS = [
   ["Time", "seconds", duration, duration],
 ];
 
-/** The figures for the points of a history; `width` in pixels, `open` is called with the URL of a bar's export. */
-export function charts(points, missing, width, open) {
+/** The figures for the answer of /list; `width` in pixels, `open` is called with the URL of a bar's export. */
+export function charts({ points, missing, tiles }, width, open) {
+  const written = label(points);
   const times = [...points.map((point) => +new Date(point.at)), ...missing.map((at) => +new Date(at))];
   const [first, last] = [Math.min(...times), Math.max(...times)];
-  const gaps = [...times].sort((a, b) => a - b).map((time, i, all) => time - all[i - 1]).filter((gap) => gap > 0);
-  const step = gaps.length ? gaps.sort((a, b) => a - b)[Math.floor(gaps.length / 2)] : 86400000;
+  // What most gaps are, though there may be an outage in half of them.
+  const gaps = points.slice(1).map((point, i) => new Date(point.at) - new Date(points[i].at)).filter((gap) => gap > 0);
+  const step = gaps.sort((a, b) => a - b)[Math.floor(gaps.length / 4)] ?? 86400000;
   const slots = Math.max((last - first) / step + 1, 8);
   const slot = (width - LEFT - RIGHT) / slots;
   const x = (at) => LEFT + ((+new Date(at) - first) / step) * slot;
@@ -24,8 +26,8 @@ export function charts(points, missing, width, open) {
     const top = nice(Math.max(...points.map((point) => point[name]), 1e-9), name);
     const y = (value) => TOP + HEIGHT * (1 - value / top);
     const odd = points.filter((point) => point.unusual.length).length;
-    const summary = `${title} of ${points.length} exports from ${day(first)} to ${day(last)}, at most ` +
-      `${long(Math.max(...points.map((point) => point[name])))}; ${odd} unusual, ${missing.length} missing. ` +
+    const summary = `${title} of ${points.length} exports from ${written(first)} to ${written(last)}, at most ` +
+      `${long(Math.max(...points.map((point) => point[name])))}; ${odd} unusual, ${number(tiles.missing)} missing. ` +
       "The table below has the same figures.";
     const svg = h("svg", { width, height: TOP + HEIGHT + (axis ? AXIS : 6), role: "group", "aria-label": summary,
       onkeydown: move });
@@ -36,7 +38,7 @@ export function charts(points, missing, width, open) {
           share ? short(top * share) : "0"));
     for (const at of missing)
       svg.append(h("rect", { class: "missing", x: x(at) + (slot - bar) / 2, y: TOP, width: bar, height: HEIGHT },
-        h("title", {}, `${day(at)}: no export`)));
+        h("title", {}, `${written(at)}: no export`)));
     for (const point of points) svg.append(...column(point, name, long));
     svg.lastElementChild.setAttribute("tabindex", 0);
     if (axis) svg.append(...ticks());
@@ -46,7 +48,7 @@ export function charts(points, missing, width, open) {
       const unusual = point.unusual.length > 0;
       const left = x(point.at) + (slot - bar) / 2;
       const height = Math.max(HEIGHT * (point[name] / top), 1.5);
-      const words = `${day(point.at)}: ${long(point[name])}${point.unusual.map((words) => `\n▲ ${words}`).join("")}`;
+      const words = `${written(point.at)}: ${long(point[name])}${point.unusual.map((words) => `\n▲ ${words}`).join("")}`;
       return [
         h("rect", { class: unusual ? "bar unusual" : "bar", x: left, y: TOP + HEIGHT - height, width: bar, height,
           rx: Math.min(bar / 4, 2) }),
@@ -58,13 +60,14 @@ export function charts(points, missing, width, open) {
     }
 
     function ticks() {
-      const every = Math.max(Math.ceil(78 / slot), 1);
+      const hours = step < 86400000 / 2; // longer words
+      const every = Math.max(Math.ceil((hours ? 100 : 78) / slot), 1);
       const found = [];
       for (let index = 0; index * step <= last - first; index += every) {
         const at = first + index * step;
-        const text = step < 86400000 / 2 ? new Date(at).toISOString().slice(5, 16).replace("T", " ")
-          : new Date(at).toLocaleDateString("en", { day: "numeric", month: "short", timeZone: "UTC" });
-        const middle = Math.min(Math.max(x(at) + slot / 2, LEFT + 16), width - RIGHT - 18);
+        const text = new Date(at).toLocaleString("en", { day: "numeric", month: "short", timeZone: "UTC",
+          ...(hours ? { hour: "2-digit", minute: "2-digit", hourCycle: "h23" } : {}) });
+        const middle = Math.min(Math.max(x(at) + slot / 2, LEFT + 16), width - RIGHT - (hours ? 30 : 18));
         found.push(h("text", { class: "tick", x: middle, y: TOP + HEIGHT + 16, "text-anchor": "middle", "aria-hidden": "true" },
           text));
       }

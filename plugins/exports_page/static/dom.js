@@ -43,7 +43,11 @@ export function exact(time) {
   return Number.isNaN(when.valueOf()) ? String(time) : `${when.toISOString().slice(0, 19).replace("T", " ")} UTC`;
 }
 
-export const day = (time) => exact(time).slice(0, 10);
+/** How the times of `points` are written: as days if each is a midnight, or else to the minute. */
+export function label(points) {
+  const length = points.every((point) => new Date(point.at) % 86400000 === 0) ? 10 : 16;
+  return (time) => exact(time).slice(0, length);
+}
 
 /** "3 hours ago", with the exact time on hover, and read out. */
 export function ago(time) {

@@ -2,7 +2,7 @@
 
 import { charts } from "./chart.js";
 import { details } from "./details.js";
-import { ago, compact, day, duration, exact, h, number, size } from "./dom.js";
+import { ago, compact, duration, exact, h, label, number, size } from "./dom.js";
 import { live } from "./live.js";
 
 const API = new URL("../", import.meta.url); // correct below any base path
@@ -135,22 +135,23 @@ class Page {
       tile("Size", size(tiles.bytes), bytes ? `${bytes} against the last ones` : "–"),
       tile("Time", duration(tiles.seconds), tiles.seconds > 0 ? `${compact(tiles.rows / tiles.seconds)} rows/s` : "–"),
       tile("Unusual", tiles.unusual + tiles.missing ? `▲ ${tiles.unusual}` : "None",
-        `of ${tiles.shown} exports; ${tiles.missing || "none"} missing`, tiles.unusual + tiles.missing > 0));
+        `of ${tiles.shown} exports; ${tiles.missing ? number(tiles.missing) : "none"} missing`, tiles.unusual + tiles.missing > 0));
   }
 
   drawCharts() {
     const width = Math.floor(this.charts?.clientWidth ?? 0);
     if (!this.data?.points?.length || !width || width === this.charts.drawn) return;
     this.charts.drawn = width;
-    this.charts.replaceChildren(...charts(this.data.points, this.data.missing, width, (url) => this.goTo(url)));
+    this.charts.replaceChildren(...charts(this.data, width, (url) => this.goTo(url)));
   }
 
   unusual() {
     const odd = this.data.points.filter((point) => point.unusual.length).reverse();
+    const written = label(this.data.points);
     if (!odd.length) return h("p", { class: "muted" }, "Nothing in the charts is unusual.");
     return h("section", { class: "unusual", "aria-label": "Unusual exports" }, h("ul", {}, odd.map((point) =>
       h("li", {}, h("span", { class: "amber", "aria-hidden": "true" }, "▲ "),
-        h("button", { class: "link", onclick: () => this.goTo(point.url) }, day(point.at)), ` ${point.unusual.join(" ")}`))));
+        h("button", { class: "link", onclick: () => this.goTo(point.url) }, written(point.at)), ` ${point.unusual.join(" ")}`))));
   }
 
   table() {
