@@ -26,8 +26,9 @@ _CALL = re.compile(r'(?:"([^"]+(?:""[^"]+)*)"|([^\W\d]\w*))\(')
 # PostgreSQL manual, 9.9.5 "Current Date/Time", as plans show them.
 _TRANSACTION_TIME = re.compile(r"\b(CURRENT_DATE|CURRENT_TIME|CURRENT_TIMESTAMP|LOCALTIME|LOCALTIMESTAMP)\b")
 
-# Strings that mean the time of the transaction (PostgreSQL manual, 8.5.1.4 "Special Values").
-_TIME_STRING = re.compile(r"'\s*(now|today|tomorrow|yesterday)\b", re.IGNORECASE)
+# Strings that mean the time of the transaction (PostgreSQL manual, 8.5.1.4 "Special Values"). The plan does not show
+# those of the query, and only it shows those of views: before PostgreSQL 10, CURRENT_DATE was stored as one.
+_TIME_STRING = re.compile(r"['$]\s*(now|today|tomorrow|yesterday)\b", re.IGNORECASE)
 
 # Of the functions that a plan names: whether any is volatile; and whether any depends on the transaction or connection,
 # as now() does, and as a user's stable function may. A stable function of an extension is assumed not to.
@@ -128,7 +129,8 @@ def _look_up(connection: sa.Connection, query: Query, top: dict[str, Any]) -> tu
     unique = indexed and _once(top)
     if volatile or "Sample Scan" in text:
         return "never", unique
-    if of_transaction or _TRANSACTION_TIME.search(text) or _TIME_STRING.search(query.sql):
+    time_string = any(map(_TIME_STRING.search, (query.sql, *_texts(top))))
+    if of_transaction or time_string or _TRANSACTION_TIME.search(text):
         return "in one transaction", unique
     # Another server may give each connection other rows (PostgreSQL manual, F.38.5 "Transaction Management").
     if "Foreign Scan" in text:

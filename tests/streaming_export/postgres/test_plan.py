@@ -55,6 +55,8 @@ QUERIES = {
         "SELECT id, at FROM events WHERE at < 'now'::timestamptz - interval '30 minutes'",
         "SELECT id, at FROM hidden",
         "SELECT id, at FROM deeper WHERE id > 0",
+        "SELECT id, now FROM restored",
+        "SELECT id, $$now$$::timestamptz AS now FROM events",
         "SELECT id, own_stable() AS at FROM events",
         'SELECT id, "Own Stable"() AS at FROM events',
         "SELECT id, at FROM events WHERE own_stable() > at",
@@ -99,6 +101,7 @@ def events(engine: sa.Engine, exporter: sa.Engine) -> Any:
             ALTER TABLE apostrophe ADD PRIMARY KEY (id);
             CREATE VIEW hidden AS SELECT id, now() AS at FROM events;
             CREATE VIEW deeper AS SELECT * FROM hidden WHERE id > -1;
+            CREATE VIEW restored AS SELECT id, ('now'::text)::timestamp(6) AS now FROM events;
             CREATE VIEW lottery AS SELECT id, random() AS at FROM events;
             CREATE FUNCTION own_immutable(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN n + 1; END';
             CREATE FUNCTION own_stable() RETURNS timestamptz LANGUAGE plpgsql STABLE AS 'BEGIN RETURN now(); END';
