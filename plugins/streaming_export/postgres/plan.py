@@ -34,7 +34,7 @@ _TIME_STRING = re.compile(r"['$]\s*(now|today|tomorrow|yesterday)\b", re.IGNOREC
 # as now() does, and as a user's stable function may. A stable function of an extension is assumed not to.
 #
 # Of a table's column: whether it has a unique index, and no NULL. A table with children has rows that its indexes do
-# not know, unless they are partitions.
+# not know, unless they are partitions. A constraint that is not valid says nothing of the rows that were there before.
 _CATALOG = sa.text(
     """
     SELECT coalesce(bool_or(provolatile = 'v' OR proname = 'statement_timestamp'), false),
@@ -48,7 +48,10 @@ _CATALOG = sa.text(
                JOIN pg_catalog.pg_index AS i
                    ON i.indrelid = c.oid AND i.indkey[0] = a.attnum AND i.indnkeyatts = 1
                WHERE a.attrelid = :table AND a.attnum = :column AND a.attnotnull
-                   AND i.indisunique AND i.indisvalid AND i.indpred IS NULL)
+                   AND i.indisunique AND i.indisvalid AND i.indpred IS NULL
+                   AND NOT EXISTS (
+                       SELECT FROM pg_catalog.pg_constraint
+                       WHERE conrelid = c.oid AND contype = 'n' AND conkey[1] = a.attnum AND NOT convalidated))
     FROM pg_catalog.pg_proc AS p WHERE proname = ANY(:names)
     """
 )

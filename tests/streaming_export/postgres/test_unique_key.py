@@ -27,6 +27,9 @@ CREATE UNIQUE INDEX ON partly (id) WHERE kept;
 CREATE TABLE heir () INHERITS (partly);
 CREATE TABLE old (id int PRIMARY KEY);
 CREATE TABLE young () INHERITS (old);
+CREATE TABLE unchecked (id int UNIQUE);
+INSERT INTO unchecked VALUES (1), (NULL);
+ALTER TABLE unchecked ADD CONSTRAINT later NOT NULL id NOT VALID;
 CREATE VIEW seen AS SELECT id FROM parent;
 INSERT INTO parent SELECT i, 'row ' || i FROM generate_series(1, 5) AS i;
 INSERT INTO child VALUES (1, 1), (1, 2), (1, 3), (2, 1);
@@ -58,6 +61,7 @@ BY_COUNT = {
     "SELECT id, unnest(ARRAY[1, 2]) AS line FROM parent": KeyFaults(0, 5),
     "SELECT id, line FROM child": KeyFaults(0, 2),
     "SELECT id FROM nullable": KeyFaults(2, 0),
+    "SELECT id FROM unchecked": KeyFaults(1, 0),
     "SELECT id FROM partly": KeyFaults(0, 2),
     "SELECT id FROM old": KeyFaults(0, 1),
     "SELECT id FROM seen": KeyFaults(0, 0),
