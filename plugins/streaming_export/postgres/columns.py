@@ -73,11 +73,13 @@ class Key:
     :param name: its name.
     :param oid: OID of its type.
     :param origin: OID of the table and number of the column that it is, 0 if it is none.
+    :param comparable: whether `>` compares it with a text as ORDER BY does.
     """
 
     name: str
     oid: int
     origin: tuple[int, int]
+    comparable: bool
 
     @property
     def column(self) -> str:
@@ -102,7 +104,8 @@ def file_columns(
     if unique_key is None:
         return columns, None
     key = described[unique_key]
-    return columns, Key(key.name, key.type_code, (key.table_oid or 0, key.table_column or 0))
+    origin = (key.table_oid or 0, key.table_column or 0)
+    return columns, Key(key.name, key.type_code, origin, types[key.type_code].comparable)
 
 
 def quoted(identifier: str) -> str:
@@ -137,11 +140,16 @@ def _names_in_file(names: list[str], unique_key: str | None, options: Options) -
 
 
 def _types(connection: sa.Connection, oids: set[int]) -> dict[int, sa.Row[Any]]:
-    """Name and category of each type, by its OID (PostgreSQL manual, "pg_type")."""
+    """Name and category of each type, by its OID (PostgreSQL manual, "pg_type"), and whether `>` compares it as such.
+
+    A type of an extension, such as citext, can be in a schema that is not on the search path, where its operators are:
+    then it is compared as text, or not at all. Nor is a composite type, whose operators are those of any record.
+    """
     rows = connection.execute(
         sa.text(
-            "SELECT oid, pg_catalog.format_type(oid, NULL) AS name, typcategory::text AS category"
-            " FROM pg_catalog.pg_type WHERE oid = ANY(:oids)"
+            "SELECT oid, name, typcategory::text AS category, oid < 16384 OR typtype NOT IN ('b', 'c')"
+            " OR typcategory = 'A' OR to_regoperator(format('>(%1$s,%1$s)', name)) IS NOT NULL AS comparable"
+            " FROM pg_catalog.pg_type, pg_catalog.format_type(oid, NULL) AS name WHERE oid = ANY(:oids)"
         ),
         {"oids": list(oids)},
     )

@@ -193,15 +193,22 @@ class Reader:
         Without an index on the key, or if the query has to run as a whole for each of its ranges, every
         range would cost as much as the whole.
         """
-        options = self._options
-        if self._query.key is None or options.method != "copy" or options.readers == 1 or plan.repeats != "always":
+        options, key = self._options, self._query.key
+        if key is None or options.method != "copy" or options.readers == 1 or plan.repeats != "always":
+            return False
+        if not key.comparable:
+            log.info(
+                "unique_key=%r has a composite type, or one whose operators are not on the search path: one connection"
+                " reads it.",
+                key.name,
+            )
             return False
         if plan.range_cost is not None and plan.rows / plan.batch_rows * plan.range_cost <= 2 * plan.cost:
             return True
         log.info(
             "Reading batches along unique_key=%r would cost more than one stream (no index gives its order, or"
             " yield_per is small): reading one ordered stream with one reader instead.",
-            self._query.unique_key,
+            key.name,
         )
         return False
 

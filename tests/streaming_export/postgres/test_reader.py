@@ -15,6 +15,7 @@ from orders.models import select_orders
 from streaming_export import VerificationError, open_csv
 from streaming_export.postgres.query import describe
 from streaming_export.postgres.reader import walk
+from tests.conftest import new_schema
 from tests.streaming_export.conftest import LENGTH, Execute, lines
 from tests.streaming_export.exporting import read, take_options
 from tests.streaming_export.postgres.statements import another, watched
@@ -106,6 +107,46 @@ def test_text_keys_have_their_own_collation(
     execute(f"UPDATE keyed SET place = rank FROM ({ranks}) AS ranks WHERE key = k")
     data = read("SELECT place, key FROM keyed", engine=exporter, unique_key="key", yield_per=1)
     assert places(data) == list(range(len(words)))
+
+
+# A type that ignores case, as citext does, and takes part in comparisons of text, which do not.
+WORD = """
+CREATE TYPE word;
+CREATE FUNCTION read(cstring) RETURNS word LANGUAGE internal IMMUTABLE STRICT AS 'textin';
+CREATE FUNCTION write(word) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'textout';
+CREATE TYPE word (INPUT = read, OUTPUT = write, LIKE = text);
+CREATE CAST (word AS text) WITHOUT FUNCTION AS IMPLICIT;
+CREATE FUNCTION low(word) RETURNS text IMMUTABLE LANGUAGE sql RETURN lower($1::text);
+CREATE FUNCTION compare(word, word) RETURNS int IMMUTABLE LANGUAGE sql
+    RETURN (low($1) > low($2))::int - (low($1) < low($2))::int;
+"""
+for number, sign in enumerate(["<", "<=", "=", ">=", ">"], 1):
+    WORD += f"""
+CREATE FUNCTION is{number}(word, word) RETURNS boolean IMMUTABLE LANGUAGE sql RETURN low($1) {sign} low($2);
+CREATE OPERATOR {sign} (LEFTARG = word, RIGHTARG = word, FUNCTION = is{number});"""
+WORD += """
+CREATE OPERATOR CLASS words DEFAULT FOR TYPE word USING btree AS
+    OPERATOR 1 <, OPERATOR 2 <=, OPERATOR 3 =, OPERATOR 4 >=, OPERATOR 5 >, FUNCTION 1 compare(word, word)"""
+
+
+def test_a_key_whose_operators_are_not_on_the_search_path(
+    engine: sa.Engine, execute: Execute, exporter: sa.Engine, ranges: None
+) -> None:
+    """Compared as text, each row would be in one of the ranges, and counted, but the file would be in another order."""
+    with new_schema(engine) as elsewhere:
+        execute(f"SET LOCAL search_path = {elsewhere}; {WORD}")
+        execute(f"CREATE TABLE words AS SELECT word::{elsewhere}.word FROM (VALUES ('m_'), ('mM'), ('Z')) AS v (word)")
+        data = read("SELECT * FROM words", engine=exporter, unique_key="word", yield_per=2)
+        execute("DROP TABLE words")
+    assert data == b"word\nm_\nmM\nZ\n"
+
+
+def test_a_composite_key(execute: Execute, exporter: sa.Engine, ranges: None) -> None:
+    """Postgres orders it, but does not compare it with its text."""
+    execute("CREATE TYPE place AS (shelf int, book int); CREATE TABLE places (place place PRIMARY KEY)")
+    execute("INSERT INTO places SELECT (i, -i)::place FROM generate_series(9, 10) AS i")
+    data = read("SELECT * FROM places", engine=exporter, unique_key="place", yield_per=1)
+    assert data == b'place\n"(9,-9)"\n"(10,-10)"\n'
 
 
 @pytest.mark.parametrize("method", METHODS)
