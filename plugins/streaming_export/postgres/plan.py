@@ -59,6 +59,7 @@ _CATALOG = sa.text(
 # What chooses or numbers rows by the order in which they come. That may differ in each run, even on one snapshot: scans
 # of a large table begin where others are (PostgreSQL manual, 19.13.1, synchronize_seqscans), and may be parallel.
 _BY_ORDER = {"Limit", "WindowAgg", "Unique"}
+_KEPT = {"Materialize", "Sort", "CTE Scan", "Function Scan"}  # keep their rows for the next who asks
 _INDEX_SCANS = {"Index Scan", "Index Only Scan"}
 
 # What gives each row of a table once at most; the scans of partitions are joined by the two that append.
@@ -157,7 +158,7 @@ def _by_order(node: dict[str, Any], text: str) -> bool:
     """
     name, kind = node.get("Subplan Name", ""), node["Node Type"]
     # A subquery that each row asks for itself does not choose among the rows; one that all ask is hashed, or kept.
-    if node.get("Parent Relationship") == "SubPlan" and kind != "Materialize" and f"hashed {name}" not in text:
+    if node.get("Parent Relationship") == "SubPlan" and kind not in _KEPT and f"hashed {name}" not in text:
         return False
     below = node.get("Plans", ())
     # One value, as of min() or max(): an index gives it in the same order each time.

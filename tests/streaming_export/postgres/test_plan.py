@@ -39,6 +39,9 @@ QUERIES = {
         f"SELECT id, at FROM events WHERE id IN (SELECT id FROM odd LIMIT {ROWS})",
         f"SELECT id, at FROM events WHERE id > (SELECT id - {ROWS} FROM events LIMIT 1)",
         f"SELECT id, at FROM events WHERE id NOT IN (SELECT -id FROM events LIMIT {ROWS})",
+        f"SELECT id, at FROM events WHERE id > ALL (SELECT -id FROM (SELECT id FROM odd LIMIT {ROWS}) AS o ORDER BY 1)",
+        f"SELECT id, at FROM events WHERE id > ALL"
+        f" (WITH w AS MATERIALIZED (SELECT -id AS id FROM odd LIMIT {ROWS}) SELECT id FROM w)",
         "SELECT DISTINCT ON (id) id, at FROM events ORDER BY id",
     ],
     "once": [
