@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, cast
 
 import psycopg2
@@ -180,6 +181,8 @@ def csv_field(text: str | None, alone: bool = False) -> str:
 
 
 def _mogrify(cursor: Any, text: str, values: Mapping[str, Any]) -> str:
+    if any(isinstance(value, Decimal) and value.is_infinite() for value in values.values()):
+        raise ValueError  # the driver would write NaN
     try:
         return str(cursor.mogrify(text, values).decode())
     except psycopg2.Error:  # SQLAlchemy would take it for the server's
