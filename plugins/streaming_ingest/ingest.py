@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 # With these settings, Postgres reads the text in the files as it was written.
 _SETTINGS = {"TimeZone": "UTC", "DateStyle": "ISO, YMD", "IntervalStyle": "iso_8601"}
 
-# A value of the primary key is repeated, or NULL.
-_KEY_VIOLATIONS = ("23505", "23502")
+# A value of the primary key is repeated, or NULL. An upsert says of a repeated one that it would meet a row twice.
+_KEY_VIOLATIONS = ("23505", "23502", "21000")
 
 Outcome = Literal["replaced", "upserted", "already_loaded", "outdated"]
 

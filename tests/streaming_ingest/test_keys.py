@@ -12,14 +12,19 @@ from streaming_ingest import ingest
 from tests.streaming_export.exporting import export
 
 
+WINDOW = ("2026-11-01T00:00:00+00:00", "2026-11-02T00:00:00+00:00")
+
+
+@pytest.mark.parametrize("window", [None, WINDOW], ids=["all rows", "window"])
 @pytest.mark.parametrize("values", ["(1), (1)", "(1), (NULL)"], ids=["twice", "NULL"])
 def test_the_export_to_correct_is_named(
-    engine: sa.Engine, exporter: sa.Engine, client: Any, bucket: str, schema: str, values: str
+    engine: sa.Engine, exporter: sa.Engine, client: Any, bucket: str, schema: str, values: str, window: Any
 ) -> None:
     """The file is whole, so the export can't know; the table's primary key does."""
     query = f"SELECT column1 AS id FROM (VALUES {values}) AS v"
     run: dict[str, Any] = {"dag": "a_dag", "task": "a_task"}
-    result = export(query, engine=exporter, client=client, bucket=bucket, key="a.csv", unique_key="id", run=run)
+    where: dict[str, Any] = {"engine": exporter, "client": client, "bucket": bucket, "key": "a.csv"}
+    result = export(query, unique_key="id", run=run, window=window, **where)
     with pytest.raises(DatabaseError, match="Nothing was loaded") as caught:
         ingest(str(result.manifest_url), engine=engine, bucket=Bucket(client, bucket), table="a", schema=schema)
     assert caught.value.remedy == (
