@@ -116,6 +116,7 @@ class _Search:
             yield
         except ManifestMissing:  # removed since it was listed: it is not published
             log.info("%s is gone.", url)
+            self._seen.pop(url, None)
         except ExportError as exc:
             if exc.transient and not isinstance(exc, ManifestError):
                 raise

@@ -212,6 +212,25 @@ def test_a_late_export_of_all_rows_without_the_windows(shop: Shop, run: Callable
     assert [result.outcome for result in run()] == ["replaced"]
 
 
+def test_a_window_that_goes_before_it_is_loaded_again(shop: Shop, run: Callable[..., Any]) -> None:
+    """Its manifest is removed after it was listed and read: the run that meets this fails, not only the next."""
+    day = shop.day(5, hour=10)
+    run()
+    shop.night(3, hour=5)
+    key = day.removeprefix(shop.bucket.url(""))
+    times = []
+
+    def reply(params: dict[str, Any]) -> None:
+        if params["url_path"].endswith(key.rpartition("/")[2]):
+            times.append(1)
+            if len(times) == 2:  # first it is read to find its place in the order
+                shop.bucket.client.delete_object(Bucket=shop.bucket.name, Key=key)
+
+    hook(shop.bucket.client, "GetObject", reply)
+    with pytest.raises(NotAllLoaded, match=f"{day} is gone, and an older export of all rows"):
+        run()
+
+
 def test_a_dropped_table(
     shop: Shop, run: Callable[..., Any], table: Callable[[], dict[int, str]], engine: sa.Engine, schema: str
 ) -> None:
