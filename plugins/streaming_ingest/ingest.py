@@ -27,6 +27,7 @@ _SETTINGS = {"TimeZone": "UTC", "DateStyle": "ISO, YMD", "IntervalStyle": "iso_8
 
 # A value of the primary key is repeated, or NULL. An upsert says of a repeated one that it would meet a row twice.
 _KEY_VIOLATIONS = ("23505", "23502", "21000")
+_NO_KEY = "42P10"  # the column of an upsert's ON CONFLICT has no unique index
 
 Outcome = Literal["replaced", "upserted", "already_loaded", "outdated"]
 
@@ -185,5 +186,10 @@ def _translated(read: Manifest) -> Iterator[None]:
             error.remedy = (
                 f"unique_key={read.unique_key!r} has a repeated value or NULL in this export. Correct the query of"
                 f" {read.run.get('dag')}.{read.run.get('task')}, and export again."
+            )
+        if error.sqlstate == _NO_KEY:
+            error.remedy = (
+                f"Windows are upserted by unique_key={read.unique_key!r}. Make it the table's primary key (ALTER TABLE …"
+                " ADD PRIMARY KEY), and load again."
             )
         raise error from None

@@ -1,4 +1,4 @@
-"""A unique_key that is none: the load fails, changes nothing, and names the export to correct."""
+"""A unique_key that is none, or not the table's: the load fails, changes nothing, and names what to correct."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import sqlalchemy as sa
 from streaming_export import Bucket, DatabaseError
 from streaming_ingest import ingest
 from tests.streaming_export.exporting import export
-
 
 WINDOW = ("2026-11-01T00:00:00+00:00", "2026-11-02T00:00:00+00:00")
 
@@ -33,3 +32,21 @@ def test_the_export_to_correct_is_named(
     )
     with engine.connect() as connection:
         assert connection.exec_driver_sql(f"SELECT to_regclass('{schema}.a')").scalar_one() is None
+
+
+def test_a_table_without_the_key(engine: sa.Engine, exporter: sa.Engine, client: Any, bucket: str, schema: str) -> None:
+    """An export of all rows without unique_key made it, so windows can't be put in until it gets the key."""
+    where: dict[str, Any] = {"engine": exporter, "client": client, "bucket": bucket}
+    target: dict[str, Any] = {"engine": engine, "bucket": Bucket(client, bucket), "table": "a", "schema": schema}
+    all_rows = export("SELECT 1 AS id", key="all.csv", **where)
+    window = export("SELECT 2 AS id", key="window.csv", unique_key="id", window=WINDOW, **where)
+    ingest(str(all_rows.manifest_url), **target)
+    with pytest.raises(DatabaseError, match="Nothing was loaded") as caught:
+        ingest(str(window.manifest_url), **target)
+    assert caught.value.remedy == (
+        "Windows are upserted by unique_key='id'. Make it the table's primary key (ALTER TABLE … ADD PRIMARY KEY), and"
+        " load again."
+    )
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"ALTER TABLE {schema}.a ADD PRIMARY KEY (id)")
+    assert ingest(str(window.manifest_url), **target).outcome == "upserted"
