@@ -53,6 +53,6 @@ def _check_place(url: str, places: Sequence[str]) -> None:
 
 
 def _load_one(url: str, **target: Any) -> list[IngestResult]:
-    """Load a manifest, and after it the windows that it has taken away from the table, by coming late."""
+    """Load a manifest, and after it the windows whose rows it has removed or changed, by coming late."""
     loaded = ingest(url, **target)
     return [loaded, *(ingest(window, **target) for window in loaded.load_again)]

@@ -31,7 +31,7 @@ class NotAllLoaded(ExportError):
 
 
 class RowsGone(ExportError):
-    """Rows that were loaded are not in the table any more, and can't be loaded again."""
+    """Rows that were loaded were removed or replaced by older ones, and can't be loaded again."""
 
 
 def catch_up(
@@ -104,7 +104,7 @@ class _Search:
         return [url for *_, url in sorted(found)]
 
     def again(self, urls: Sequence[str]) -> None:
-        """Load these windows again: an export of all rows has removed their rows."""
+        """Load these windows again: an older export has removed or changed their rows."""
         for url in urls:
             self._seen.pop(url, None)
 
@@ -127,12 +127,12 @@ class _Search:
         """Raise an error that names the manifests that failed, if any did.
 
         :param loaded: number of exports that were loaded.
-        :param gone: manifests of windows whose rows are missing.
+        :param gone: manifests of windows whose rows are missing or older.
         """
         for url in (url for url in gone if url not in self._seen):
             with self.failures(url):
                 raise RowsGone(
-                    f"{url} is gone, and an older export of all rows, which came later, has removed its rows.",
+                    f"{url} is gone, and an older export, which came later, has removed or changed its rows.",
                     "Export all rows again.",
                 )
         if not self._failed:

@@ -7,7 +7,16 @@ from typing import Any
 import sqlalchemy as sa
 from psycopg2 import sql
 
-from streaming_ingest.table import HISTORY, SUPERSEDED
+#: The history of loads, a table in the same schema.
+HISTORY = "load_history"
+
+#: Manifests of the windows whose rows are missing or older, since an older export has removed or changed them.
+SUPERSEDED = """
+    SELECT coalesce(array_agg(manifest_url ORDER BY snapshot_taken_at), ARRAY[]::text[]) FROM {history} AS h
+    WHERE table_name = {table} AND mode = 'superseded' AND NOT EXISTS (SELECT FROM {history} AS later
+        WHERE later.table_name = h.table_name AND later.snapshot_taken_at > h.snapshot_taken_at
+        AND (later.window_from IS NULL OR later.window_from <= h.window_from AND later.window_to >= h.window_to))
+"""
 
 # If the table was dropped, everything has to be loaded again. A history without the ETag column can't be used either.
 _USABLE = """
@@ -15,7 +24,7 @@ _USABLE = """
         SELECT FROM pg_attribute WHERE attrelid = to_regclass({history}::text) AND attname = 'manifest_etag')
 """
 
-# The rows of a superseded window are missing.
+# The rows of a superseded window are missing or older.
 _KNOWN = """
     SELECT manifest_url, manifest_etag FROM {history}
     WHERE table_name = {table} AND mode <> 'superseded' AND manifest_etag IS NOT NULL
@@ -32,7 +41,7 @@ def known(engine: sa.Engine, schema: str, table: str) -> set[tuple[str, str]]:
 
 
 def missing(engine: sa.Engine, schema: str, table: str) -> list[str]:
-    """URL of the manifest of each window whose rows an older export of all rows has removed.
+    """URL of the manifest of each window whose rows an older export has removed or changed.
 
     :param engine: of the psycopg2 dialect, for the analytics database.
     :raises sqlalchemy.exc.DBAPIError: if the database refuses or fails.

@@ -17,7 +17,8 @@ from streaming_export.errors import ExportError, InvalidArgument, ManifestInvali
 from streaming_export.manifest_reader import Manifest, is_identifier
 from streaming_export.postgres.errors import database_error
 from streaming_export.s3.bucket import Bucket
-from streaming_ingest.table import HISTORY, Table
+from streaming_ingest.history import HISTORY
+from streaming_ingest.table import Table
 from streaming_ingest.verified import VerifiedFile
 
 log = logging.getLogger(__name__)
@@ -42,8 +43,8 @@ class IngestResult:
         "already_loaded", or is "outdated", because a later snapshot of the same rows was loaded before.
     :param rows: number of rows of the manifest.
     :param seconds: from the call to the end of the transaction.
-    :param load_again: manifests of windows whose rows are missing from the table, because an export of all rows with an
-        earlier snapshot was loaded after them.
+    :param load_again: manifests of windows whose rows are missing or older in the table, because an export with an
+        earlier snapshot was loaded after them; to be loaded in this order.
     """
 
     manifest_url: str
@@ -144,10 +145,11 @@ def _load(target: Table, bucket: Bucket, add_columns: bool) -> Outcome:
     target.create_staging()
     _stage(target, bucket)
     outcome: Outcome = "upserted" if manifest.window else "replaced"
+    # A row may be in two windows that overlap, or have moved from one to another: then the later snapshot has it right.
+    if not manifest.window or target.is_late():
+        target.supersede_windows()
     rows = target.upsert() if manifest.window else target.replace()
     _compare(target.manifest.url, rows, manifest.rows)
-    if not manifest.window:
-        target.supersede_windows()
     target.record(outcome)
     return outcome
 
@@ -189,7 +191,7 @@ def _translated(read: Manifest) -> Iterator[None]:
             )
         if error.sqlstate == _NO_KEY:
             error.remedy = (
-                f"Windows are upserted by unique_key={read.unique_key!r}. Make it the table's primary key (ALTER TABLE …"
-                " ADD PRIMARY KEY), and load again."
+                f"Windows are upserted by unique_key={read.unique_key!r}. Make it the table's primary key"
+                " (ALTER TABLE … ADD PRIMARY KEY), and load again."
             )
         raise error from None

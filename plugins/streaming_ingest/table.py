@@ -9,9 +9,7 @@ from psycopg2 import sql
 
 from streaming_export.errors import ExportError
 from streaming_export.manifest_reader import Manifest
-
-#: The history of loads, a table in the same schema.
-HISTORY = "load_history"
+from streaming_ingest.history import HISTORY, SUPERSEDED
 
 # Types that every Postgres has, and that can read the text in the file. Only these names get into a statement unquoted.
 # Arrays are JSON in the file and become jsonb. All other types become text: enums, composites, types of extensions,
@@ -44,15 +42,6 @@ def loaded_type(exported: str) -> str:
         return "jsonb"
     exported = _TYPES_WITHOUT_LENGTH.get(exported, exported)
     return exported if exported in _SAME_TYPES or exported == "bpchar" else "text"
-
-
-# Manifests of the windows whose rows are missing, since an older export of all rows has removed them.
-SUPERSEDED = """
-    SELECT coalesce(array_agg(manifest_url ORDER BY snapshot_taken_at), ARRAY[]::text[]) FROM {history} AS h
-    WHERE table_name = {table} AND mode = 'superseded' AND NOT EXISTS (SELECT FROM {history} AS later
-        WHERE later.table_name = h.table_name AND later.snapshot_taken_at > h.snapshot_taken_at
-        AND (later.window_from IS NULL OR later.window_from <= h.window_from AND later.window_to >= h.window_to))
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +192,16 @@ class Table:
             sha256=sql.Literal(self.manifest.sha256),
         )
 
+    def is_late(self) -> bool:
+        """Whether windows with later snapshots were loaded, and may have rows that this window is about to change."""
+        if not self._in_history("snapshot_taken_at > {taken_at}", taken_at=sql.Literal(self.manifest.taken_at)):
+            return False
+        key = sql.Identifier(str(self.manifest.unique_key))
+        query = "SELECT EXISTS (SELECT FROM {table} JOIN {staging} USING ({key}))"
+        return bool(self._ask(query, table=self._table, staging=_STAGING, key=key))
+
     def supersede_windows(self) -> None:
-        """Record that this export of all rows removed the rows of windows with later snapshots."""
+        """Record that this export removed or changed rows of windows with later snapshots."""
         self._run(
             "UPDATE {history} SET mode = 'superseded'"
             " WHERE table_name = {table} AND mode = 'upserted' AND snapshot_taken_at > {taken_at}",
@@ -214,7 +211,7 @@ class Table:
         )
 
     def superseded_windows(self) -> list[str]:
-        """Manifests of the windows whose rows are missing for that reason, in the order of their snapshots."""
+        """Manifests of the windows to load again for that reason, in the order of their snapshots."""
         return list(self._ask(SUPERSEDED, history=self._history, table=sql.Literal(self.table)))
 
     @property

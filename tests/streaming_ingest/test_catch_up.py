@@ -43,6 +43,11 @@ class Shop:
         window = tuple((START + timedelta(days=day + n)).isoformat() for n in (0, 1))
         return self._publish(where, day, window, range(10 * day, 10 * day + 3), hour)
 
+    def month(self, *, hour: int) -> str:
+        """Publish the rows of the first 30 days."""
+        window = tuple((START + timedelta(days=n)).isoformat() for n in (0, 30))
+        return self._publish(f"{DAILY}month.csv", 0, window, range(300), hour)
+
     def night(self, day: int, *, hour: int | None = None) -> str:
         """Publish all rows of all days up to this one."""
         return self._publish(f"{NIGHTLY}{day:03}.csv", None, None, range(10 * day + 3), hour)
@@ -203,13 +208,24 @@ def test_a_late_export_of_all_rows_without_the_windows(shop: Shop, run: Callable
     run()
     shop.night(3, hour=5)
     shop.bucket.client.delete_object(Bucket=shop.bucket.name, Key=day.removeprefix(shop.bucket.url("")))
-    with pytest.raises(NotAllLoaded, match=f"{day} is gone, and an older export of all rows") as caught:
+    with pytest.raises(NotAllLoaded, match=f"{day} is gone, and an older export, which") as caught:
         run()
     assert "All other exports are loaded, 1 of them by this run." in str(caught.value)
     with pytest.raises(NotAllLoaded, match=f"{day} is gone"):  # and so does the next
         run()
     shop.night(5, hour=11)
     assert [result.outcome for result in run()] == ["replaced"]
+
+
+def test_a_late_export_of_a_longer_window(shop: Shop, run: Callable[..., Any], table: Callable[[], Any]) -> None:
+    """It brings no older rows back into the days in it, of later snapshots: the same run loads these again."""
+    for day, hour in ((5, 10), (6, 3), (7, 9)):
+        shop.day(day, hour=hour)
+    run()
+    shop.month(hour=5)
+    assert [result.outcome for result in run()] == ["upserted"] * 3  # the month, and the days 7 and 5
+    assert table() == shop.expected()
+    assert run() == []
 
 
 def test_a_window_that_goes_before_it_is_loaded_again(shop: Shop, run: Callable[..., Any]) -> None:
@@ -227,7 +243,7 @@ def test_a_window_that_goes_before_it_is_loaded_again(shop: Shop, run: Callable[
                 shop.bucket.client.delete_object(Bucket=shop.bucket.name, Key=key)
 
     hook(shop.bucket.client, "GetObject", reply)
-    with pytest.raises(NotAllLoaded, match=f"{day} is gone, and an older export of all rows"):
+    with pytest.raises(NotAllLoaded, match=f"{day} is gone, and an older export, which"):
         run()
 
 

@@ -283,8 +283,22 @@ def test_a_late_event_of_another_window(publish: Publish, load: Load, loaded: Ca
     """A later snapshot of another window says nothing of this one's rows."""
     one = publish("SELECT 1::bigint AS id", key="one.csv", window=WINDOW)
     load(publish("SELECT 2::bigint AS id", window=(WINDOW[1], "2026-11-03T00:00:00+00:00")))
-    assert load(one).outcome == "upserted"
+    late = load(one)
+    assert (late.outcome, late.load_again) == ("upserted", ())
     assert loaded() == [(1,), (2,)]
+
+
+def test_a_late_event_of_a_row_that_has_moved(publish: Publish, load: Load, loaded: Callable[[], list[Any]]) -> None:
+    """A row was in this window before it got into that of a later snapshot, which is named for being loaded again."""
+    one = publish("SELECT 1::bigint AS id, 'old' AS name", key="one.csv", window=WINDOW)
+    two = publish("SELECT 1::bigint AS id, 'new' AS name", window=(WINDOW[1], "2026-11-03T00:00:00+00:00"))
+    load(two)
+    late = load(one)
+    assert (late.outcome, late.load_again) == ("upserted", (two.manifest_url,))
+    again = load(two)
+    assert (again.outcome, again.load_again) == ("upserted", ())
+    assert loaded() == [(1, "new")]
+    assert [load(export).outcome for export in (one, two)] == ["already_loaded"] * 2
 
 
 def test_a_late_export_of_all_rows_takes_no_window_away(
