@@ -132,7 +132,8 @@ class _Search:
         for url in (url for url in gone if url not in self._seen):
             with self.failures(url):
                 raise RowsGone(
-                    f"{url} is gone, and an older export, which came later, has removed or changed its rows.",
+                    f"{url} is gone or replaced, and an older export, which came later, has removed or changed its"
+                    " rows.",
                     "Export all rows again.",
                 )
         if not self._failed:

@@ -48,6 +48,11 @@ class Shop:
         window = tuple((START + timedelta(days=n)).isoformat() for n in (0, 30))
         return self._publish(f"{DAILY}month.csv", 0, window, range(300), hour)
 
+    def recent(self, day: int, *, hour: int) -> str:
+        """Publish the rows of a day to the key that every day has."""
+        window = tuple((START + timedelta(days=day + n)).isoformat() for n in (0, 1))
+        return self._publish(f"{DAILY}recent.csv", day, window, range(10 * day, 10 * day + 3), hour)
+
     def night(self, day: int, *, hour: int | None = None) -> str:
         """Publish all rows of all days up to this one."""
         return self._publish(f"{NIGHTLY}{day:03}.csv", None, None, range(10 * day + 3), hour)
@@ -208,10 +213,10 @@ def test_a_late_export_of_all_rows_without_the_windows(shop: Shop, run: Callable
     run()
     shop.night(3, hour=5)
     shop.bucket.client.delete_object(Bucket=shop.bucket.name, Key=day.removeprefix(shop.bucket.url("")))
-    with pytest.raises(NotAllLoaded, match=f"{day} is gone, and an older export, which") as caught:
+    with pytest.raises(NotAllLoaded, match=f"{day} is gone or replaced, and an older export, which") as caught:
         run()
     assert "All other exports are loaded, 1 of them by this run." in str(caught.value)
-    with pytest.raises(NotAllLoaded, match=f"{day} is gone"):  # and so does the next
+    with pytest.raises(NotAllLoaded, match=f"{day} is gone or replaced"):  # and so does the next
         run()
     shop.night(5, hour=11)
     assert [result.outcome for result in run()] == ["replaced"]
@@ -226,6 +231,20 @@ def test_a_late_export_of_a_longer_window(shop: Shop, run: Callable[..., Any], t
     assert [result.outcome for result in run()] == ["upserted"] * 3  # the month, and the days 7 and 5
     assert table() == shop.expected()
     assert run() == []
+
+
+def test_a_key_whose_window_moves_on(shop: Shop, run: Callable[..., Any], table: Callable[[], Any]) -> None:
+    """The window before is not there to be loaded again, though its manifest's key is: the run fails."""
+    for day, hour in ((5, 10), (6, 11)):
+        recent = shop.recent(day, hour=hour)
+        run()
+    shop.night(6, hour=5)
+    for _ in range(2):
+        with pytest.raises(NotAllLoaded, match=f"{recent} is gone or replaced, and an older export"):
+            run()
+    shop.night(6, hour=12)
+    run()
+    assert table() == shop.expected()
 
 
 def test_a_window_that_goes_before_it_is_loaded_again(shop: Shop, run: Callable[..., Any]) -> None:
@@ -243,7 +262,7 @@ def test_a_window_that_goes_before_it_is_loaded_again(shop: Shop, run: Callable[
                 shop.bucket.client.delete_object(Bucket=shop.bucket.name, Key=key)
 
     hook(shop.bucket.client, "GetObject", reply)
-    with pytest.raises(NotAllLoaded, match=f"{day} is gone, and an older export, which"):
+    with pytest.raises(NotAllLoaded, match=f"{day} is gone or replaced, and an older export, which"):
         run()
 
 
