@@ -29,7 +29,8 @@ def execute(job: dict[str, Any]) -> Usage:
         importlib.import_module(library)
     for connection in job["connections"]:
         BaseHook.get_connection(connection).get_hook()
-    task_instance = SimpleNamespace(dag_id="benchmark", task_id="benchmark", run_id="benchmark", try_number=1)
+    names = dict.fromkeys(("dag_id", "task_id", "run_id"), "benchmark")
+    task_instance = SimpleNamespace(**names, try_number=1, map_index=-1)
     if not job.get("threads"):
         return measured(lambda: operator.execute({"ti": task_instance}))
     seconds = watch_threads()

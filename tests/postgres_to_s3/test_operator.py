@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -65,6 +66,21 @@ def connection_with(monkeypatch: pytest.MonkeyPatch, airflow_home: Path) -> Call
         monkeypatch.setenv(name, json.dumps(connection))
 
     return add
+
+
+def test_the_task_of_the_benchmark(airflow_home: Path, orders: int, client: Any, bucket: str) -> None:
+    """What `make bench` gives the operator in the place of a task is enough."""
+    from benchmarks.runners.airflow_task import execute
+
+    arguments = {"query": "SELECT id FROM orders", "s3_bucket": bucket, "s3_key": "a.csv"}
+    arguments |= {"postgres_conn_id": "orders_db", "aws_conn_id": "exports_s3"}
+    operator = {"operator": "postgres_to_s3.operator.PostgresToS3Operator", "arguments": arguments}
+    try:
+        usage = execute({**operator, "imports": [], "connections": ["orders_db", "exports_s3"]})
+    finally:
+        logging.disable(logging.NOTSET)
+    assert content(client, bucket, "a.csv").count(b"\n") == orders + 1
+    assert usage.seconds > 0
 
 
 def test_summary(make: Make, orders: int, client: Any, bucket: str) -> None:
