@@ -35,7 +35,6 @@ _LIBPQ_DEFAULTS = {"connect_timeout": 30, "keepalives_idle": 60, "keepalives_int
 # time-outs, an export ends within two minutes if the store does not answer.
 _BOTO_DEFAULTS = Config(connect_timeout=10, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 1})
 
-
 # An IAM token lets in for 15 minutes, and an export may wait for transactions for hours.
 _TOKEN_SECONDS = 600.0
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 import sqlalchemy as sa
 
 from demo import services
-from tests.exports_page.server import Airflow, publish_days, save_dags, serving
+from tests.conftest import content
+from tests.exports_page.server import Airflow, publish_days, relist, save_dags, serving
 
 ROWS = 30_000
 DAYS = 30
@@ -62,3 +64,32 @@ def airflow(app: Airflow, shop: str, monkeypatch: pytest.MonkeyPatch) -> Airflow
     """Airflow's app, with the bucket of the page's tests; other tests of this session have another."""
     monkeypatch.setenv("AIRFLOW_VAR_ORDERS_EXPORT_BUCKET", shop)
     return app
+
+
+@pytest.fixture
+def fresh(airflow: Airflow) -> None:
+    """The bucket is listed again for this test."""
+    relist()
+
+
+@pytest.fixture
+def put(shop: str, client: Any, fresh: None) -> Iterator[Callable[..., str]]:
+    """Puts a manifest into the bucket, for the length of the test; returns its URL."""
+    made = []
+
+    def put(key: str, body: bytes) -> str:
+        client.put_object(Bucket=shop, Key=f"{key}.manifest.json", Body=body)
+        made.append(f"{key}.manifest.json")
+        return f"s3://{shop}/{key}.manifest.json"
+
+    yield put
+    for key in made:
+        client.delete_object(Bucket=shop, Key=key)
+    relist()
+
+
+@pytest.fixture
+def document(shop: str, keys: list[str], client: Any) -> dict[str, Any]:
+    """A manifest."""
+    found: dict[str, Any] = json.loads(content(client, shop, f"{keys[-1]}.manifest.json"))
+    return found

@@ -157,6 +157,13 @@ def relist() -> None:
     from exports_page.api import catalogue
 
     catalogue._listing = catalogue._bucket = None
+    forget()
+
+
+def forget() -> None:
+    """Forget what the manifests say, but not which there are."""
+    from exports_page.api import catalogue
+
     catalogue._entries.clear()
 
 

@@ -5,46 +5,16 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import requests
 
-from tests.conftest import content
 from tests.exports_page.conftest import DAYS
-from tests.exports_page.server import Airflow, relist
+from tests.exports_page.server import Airflow, forget, relist
 
 HTML = "<img src=x onerror=alert(1)>"
-
-
-@pytest.fixture
-def fresh(airflow: Airflow) -> None:
-    """The bucket is listed again for this test."""
-    relist()
-
-
-@pytest.fixture
-def put(shop: str, client: Any, fresh: None) -> Iterator[Callable[..., str]]:
-    """Puts a manifest into the bucket, for the length of the test; returns its URL."""
-    made = []
-
-    def put(key: str, body: bytes) -> str:
-        client.put_object(Bucket=shop, Key=f"{key}.manifest.json", Body=body)
-        made.append(f"{key}.manifest.json")
-        return f"s3://{shop}/{key}.manifest.json"
-
-    yield put
-    for key in made:
-        client.delete_object(Bucket=shop, Key=key)
-    relist()
-
-
-@pytest.fixture
-def document(shop: str, keys: list[str], client: Any) -> dict[str, Any]:
-    """A manifest."""
-    found: dict[str, Any] = json.loads(content(client, shop, f"{keys[-1]}.manifest.json"))
-    return found
 
 
 def listed(airflow: Airflow, user: str = "viewer", **query: Any) -> Any:
@@ -176,17 +146,10 @@ def test_a_manifest_that_was_replaced_after_the_list_says_so(
     """The list of a minute ago has no longer its ETag: the row blames not only the store, and says how long to wait."""
     put("replaced/a-20261101.csv", json.dumps(document).encode())
     listed(airflow, series="orders/orders-*.csv")
-    catalogue_forgets()
+    forget()
     put("replaced/a-20261101.csv", json.dumps(document, indent=2).encode())
     (row,) = listed(airflow, "admin", series="replaced/a-*.csv")["rows"]
     assert row["problem"].startswith("It was replaced since the list was made")
-
-
-def catalogue_forgets() -> None:
-    """Forget what the manifests say, but not the list."""
-    from exports_page.api import catalogue
-
-    catalogue._entries.clear()
 
 
 def hostile(document: dict[str, Any], shop: str) -> dict[str, tuple[bytes, str]]:

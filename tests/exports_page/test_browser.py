@@ -39,6 +39,7 @@ OURS = "table.exports, .empty"
 WINDOWS: dict[str, Page] = {}
 
 Open = Callable[[str], "Page"]
+Put = Callable[[str, bytes], str]
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,13 @@ def show(page: Page, airflow: Airflow, path: str = "plugin/exports", load: bool 
         page.wait_for_selector(OURS, state="detached")
         page.evaluate(GO, f"/{path}")
     page.wait_for_selector(OURS)
+
+
+def show_series(page: Page, airflow: Airflow, series: str) -> None:
+    """Go to the page, and choose a series on it."""
+    show(page, airflow)
+    page.get_by_label("Series").select_option(series)
+    page.locator("caption", has_text=f" of {series}").wait_for()
 
 
 def test_tiles_charts_and_table(window: Open, airflow: Airflow, keys: list[str]) -> None:
@@ -143,28 +151,18 @@ def test_charts_and_pages_by_keyboard(window: Open, airflow: Airflow, keys: list
     assert page.get_by_role("button", name="Reload").evaluate("it => it === it.getRootNode().activeElement")
 
 
-def test_the_charts_of_hours(window: Open, airflow: Airflow, shop: str, keys: list[str], client: Any) -> None:
+def test_the_charts_of_hours(window: Open, airflow: Airflow, put: Put, document: dict[str, Any]) -> None:
     """Each hour has a bar that says so; one that is missing is drawn, and named by its time."""
-    body = content(client, shop, f"{keys[-1]}.manifest.json")
-    names = [f"hours/20261124T{hour:02}00.csv.manifest.json" for hour in (*range(8), 9, 10)]
-    for name in names:
-        client.put_object(Bucket=shop, Key=name, Body=body)
-    relist()
-    try:
-        page = window("viewer")
-        show(page, airflow)
-        page.get_by_label("Series").select_option("hours/*.csv")
-        page.locator("caption", has_text="10 exports of hours").wait_for()
-        chart = page.locator("figure svg").first
-        assert "10 exports from 2026-11-24 00:00 to 2026-11-24 10:00" in str(chart.get_attribute("aria-label"))
-        assert chart.locator(".bar").count() == 10
-        assert str(chart.locator(".touch").nth(2).get_attribute("aria-label")).startswith("2026-11-24 02:00: ")
-        assert chart.locator(".missing title").all_text_contents() == ["2026-11-24 08:00: no export"]
-        assert page.locator(".unusual li").all_inner_texts() == ["▲ 2026-11-24 09:00 1 export is missing before it."]
-    finally:
-        for name in names:
-            client.delete_object(Bucket=shop, Key=name)
-        relist()
+    for hour in (*range(8), 9, 10):
+        put(f"hours/20261124T{hour:02}00.csv", json.dumps(document).encode())
+    page = window("viewer")
+    show_series(page, airflow, "hours/*.csv")
+    chart = page.locator("figure svg").first
+    assert "10 exports from 2026-11-24 00:00 to 2026-11-24 10:00" in str(chart.get_attribute("aria-label"))
+    assert chart.locator(".bar").count() == 10
+    assert str(chart.locator(".touch").nth(2).get_attribute("aria-label")).startswith("2026-11-24 02:00: ")
+    assert chart.locator(".missing title").all_text_contents() == ["2026-11-24 08:00: no export"]
+    assert page.locator(".unusual li").all_inner_texts() == ["▲ 2026-11-24 09:00 1 export is missing before it."]
 
 
 @pytest.mark.parametrize("width", [1440, 390])
@@ -250,79 +248,59 @@ def test_a_download_that_succeeds(
     page.get_by_text("✓ rows, SHA-256").wait_for()
 
 
-def test_an_export_of_several_files(window: Open, airflow: Airflow, shop: str, keys: list[str], client: Any) -> None:
+def test_an_export_of_several_files(
+    window: Open, airflow: Airflow, shop: str, keys: list[str], client: Any, put: Put, document: dict[str, Any]
+) -> None:
     """Its row leads to its files, since the first alone is not the export; the figures of a young series are right."""
-    document = json.loads(content(client, shop, f"{keys[-1]}.manifest.json"))
     other = json.loads(content(client, shop, f"{keys[0]}.manifest.json"))
     document |= {name: document[name] + other[name] for name in ("files", "entries", "rows", "bytes")}
     document |= {"started_at": "2026-11-01T02:00:00.000000+00:00", "finished_at": "2026-11-01T02:01:59.700000+00:00"}
-    names = [f"split/split-2026110{number}.csv.manifest.json" for number in (1, 2)]
-    for name in names:
-        client.put_object(Bucket=shop, Key=name, Body=json.dumps(document).encode())
-    relist()
-    try:
-        page = window("user")
-        show(page, airflow)
-        page.get_by_label("Series").select_option("split/split-*.csv")
-        page.locator("caption", has_text="2 exports of split").wait_for()
-        assert "first of this series" not in page.locator(".tiles").inner_text()
-        assert "2 min 0 s" in page.locator("table.exports tbody tr").first.inner_text()
-        assert page.get_by_role("button", name="Download split").count() == 0
-        page.get_by_role("button", name="The files of").first.click()
-        page.wait_for_selector("pre")
-        with page.expect_download() as found:
-            page.get_by_role("button", name=f"Download {keys[0].rsplit('/', 1)[1]}").click()
-        assert Path(found.value.path()).read_bytes() == content(client, shop, keys[0])
-    finally:
-        for name in names:
-            client.delete_object(Bucket=shop, Key=name)
-        relist()
+    for number in (1, 2):
+        put(f"split/split-2026110{number}.csv", json.dumps(document).encode())
+    page = window("user")
+    show_series(page, airflow, "split/split-*.csv")
+    assert "first of this series" not in page.locator(".tiles").inner_text()
+    assert "2 min 0 s" in page.locator("table.exports tbody tr").first.inner_text()
+    assert page.get_by_role("button", name="Download split").count() == 0
+    page.get_by_role("button", name="The files of").first.click()
+    page.wait_for_selector("pre")
+    with page.expect_download() as found:
+        page.get_by_role("button", name=f"Download {keys[0].rsplit('/', 1)[1]}").click()
+    assert Path(found.value.path()).read_bytes() == content(client, shop, keys[0])
 
 
-def test_verifying_counts_no_rows(window: Open, airflow: Airflow, shop: str, keys: list[str], client: Any) -> None:
+def test_verifying_counts_no_rows(window: Open, airflow: Airflow, put: Put, document: dict[str, Any]) -> None:
     """The checksum says nothing about rows that the database did not count."""
-    document = json.loads(content(client, shop, f"{keys[-1]}.manifest.json")) | {"rows_verified": False}
-    client.put_object(Bucket=shop, Key="uncounted/a.csv.manifest.json", Body=json.dumps(document).encode())
-    relist()
-    try:
-        page = window("user")
-        show(page, airflow)
-        page.get_by_label("Series").select_option("uncounted/a.csv")
-        page.locator("caption", has_text="uncounted").wait_for()
-        cell = page.locator("td[data-label=Verified]")
-        assert cell.inner_text() == "not counted"
-        page.get_by_role("button", name="Verify").click()
-        page.locator("td[data-label=Verified]", has_text="SHA-256").wait_for()
-        assert cell.inner_text() == "✓ SHA-256"
-    finally:
-        client.delete_object(Bucket=shop, Key="uncounted/a.csv.manifest.json")
-        relist()
+    put("uncounted/a.csv", json.dumps(document | {"rows_verified": False}).encode())
+    page = window("user")
+    show_series(page, airflow, "uncounted/a.csv")
+    cell = page.locator("td[data-label=Verified]")
+    assert cell.inner_text() == "not counted"
+    page.get_by_role("button", name="Verify").click()
+    page.locator("td[data-label=Verified]", has_text="SHA-256").wait_for()
+    assert cell.inner_text() == "✓ SHA-256"
 
 
-def test_a_row_is_of_one_export(window: Open, airflow: Airflow, shop: str, keys: list[str], client: Any) -> None:
+def test_a_row_is_of_one_export(
+    window: Open, airflow: Airflow, shop: str, keys: list[str], client: Any, put: Put, document: dict[str, Any]
+) -> None:
     """What a newer export has replaced since is not verified, shown or downloaded under the figures of the old one."""
-    document = json.loads(content(client, shop, f"{keys[-1]}.manifest.json"))
-    key = "nightly/a.csv.manifest.json"
-    client.put_object(Bucket=shop, Key=key, Body=json.dumps(document).encode())
-    relist()
-    try:
-        page = window("user")
-        show(page, airflow)
-        page.get_by_label("Series").select_option("nightly/a.csv")
-        page.locator("caption", has_text="nightly").wait_for()
-        page.get_by_role("button", name="Verify").click()
-        page.get_by_text("✓ rows, SHA-256").wait_for()
-        other = json.loads(content(client, shop, f"{keys[0]}.manifest.json"))
-        client.put_object(Bucket=shop, Key=key, Body=json.dumps(other).encode())
-        for action in ("Verify", "Download"):
-            page.locator(".notice[role=status]").evaluate("it => it.textContent = ''")
-            page.get_by_role("button", name=action).first.click()
-            page.locator(".notice[role=status]", has_text=f"{key} was replaced.").wait_for()
-        page.locator("button.file").click()
-        page.locator("tr.below .notice", has_text=f"{key} was replaced.").wait_for()
-    finally:
-        client.delete_object(Bucket=shop, Key=key)
-        relist()
+    put("nightly/a.csv", json.dumps(document).encode())
+    page = window("user")
+    show_series(page, airflow, "nightly/a.csv")
+    page.get_by_role("button", name="Verify").click()
+    page.get_by_text("✓ rows, SHA-256").wait_for()
+    put("nightly/a.csv", content(client, shop, f"{keys[0]}.manifest.json"))
+    replaced = "nightly/a.csv.manifest.json was replaced."
+    status = page.locator(".notice[role=status]")
+    for action in ("Verify", "Download"):
+        status.evaluate("it => it.textContent = ''")
+        page.get_by_role("button", name=action).first.click()
+        status.get_by_text(replaced).wait_for()
+    page.locator("button.file").click()
+    page.locator("tr.below .notice").wait_for()
+    assert replaced in page.locator("tr.below .notice").inner_text()
+    assert page.locator("tr.below pre").count() == 0
 
 
 def test_the_live_table(window: Open, airflow: Airflow, keys: list[str], table: int) -> None:
@@ -371,24 +349,16 @@ def test_a_download_that_fails(
 
 
 def test_a_damaged_file_is_a_failed_download(
-    window: Open, airflow: Airflow, shop: str, keys: list[str], client: Any
+    window: Open, airflow: Airflow, put: Put, document: dict[str, Any]
 ) -> None:
     """Though Chromium resumes by itself what broke off before the last bytes."""
-    document = json.loads(content(client, shop, f"{keys[-1]}.manifest.json"))
     document["files"][0]["sha256"] = "0" * 64
-    client.put_object(Bucket=shop, Key="damaged/b.csv.manifest.json", Body=json.dumps(document).encode())
-    relist()
-    try:
-        page = window("user")
-        show(page, airflow)
-        page.get_by_label("Series").select_option("damaged/b.csv")
-        page.locator("caption", has_text="damaged").wait_for()
-        with page.expect_download() as found:
-            page.get_by_role("button", name="Download orders-").click()
-        assert found.value.failure()
-    finally:
-        client.delete_object(Bucket=shop, Key="damaged/b.csv.manifest.json")
-        relist()
+    put("damaged/b.csv", json.dumps(document).encode())
+    page = window("user")
+    show_series(page, airflow, "damaged/b.csv")
+    with page.expect_download() as found:
+        page.get_by_role("button", name="Download orders-").click()
+    assert found.value.failure()
 
 
 def test_permissions(window: Open, running: Browser, airflow: Airflow, keys: list[str]) -> None:
@@ -406,31 +376,22 @@ def test_permissions(window: Open, running: Browser, airflow: Airflow, keys: lis
         page.locator("input[type=password]").wait_for()
 
 
-def test_hostile_names_stay_text(window: Open, airflow: Airflow, shop: str, keys: list[str], client: Any) -> None:
+def test_hostile_names_stay_text(window: Open, airflow: Airflow, put: Put, document: dict[str, Any]) -> None:
     """HTML in a manifest makes no element and runs no script, and one that can't be read is a row."""
     html = "<img src=x onerror=document.title='owned'>"
-    document = json.loads(content(client, shop, f"{keys[-1]}.manifest.json"))
     document |= {"columns": [{"name": html, "type": html}], "unique_key": None, "export_id": html}
     document["run"] |= {"run": html}
-    names = {f"hostile/{html}-20261101.csv": json.dumps(document), "hostile/<b>x-20261101.csv": "<b>no</b>"}
-    for key, body in names.items():
-        client.put_object(Bucket=shop, Key=f"{key}.manifest.json", Body=body.encode())
-    try:
-        page = window("admin")
-        show(page, airflow)
-        page.get_by_label("Series").select_option(f"hostile/{html}-*.csv")
-        page.locator("caption", has_text="hostile").wait_for()
-        page.locator("button.file").first.click()
-        page.wait_for_selector("pre")
-        assert html in page.locator(".details").inner_text()
-        assert page.locator(".page img").count() == 0
-        page.get_by_label("Series").select_option("hostile/<b>x-*.csv")
-        page.locator("tr.problem", has_text="not JSON").wait_for()
-        assert page.title() != "owned"
-    finally:
-        for key in names:
-            client.delete_object(Bucket=shop, Key=f"{key}.manifest.json")
-        relist()
+    put(f"hostile/{html}-20261101.csv", json.dumps(document).encode())
+    put("hostile/<b>x-20261101.csv", b"<b>no</b>")
+    page = window("admin")
+    show_series(page, airflow, f"hostile/{html}-*.csv")
+    page.locator("button.file").first.click()
+    page.wait_for_selector("pre")
+    assert html in page.locator(".details").inner_text()
+    assert page.locator(".page img").count() == 0
+    page.get_by_label("Series").select_option("hostile/<b>x-*.csv")
+    page.locator("tr.problem", has_text="not JSON").wait_for()
+    assert page.title() != "owned"
 
 
 def test_a_missing_chromium_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
