@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from streaming_export import Bucket, InvalidArgument, ManifestError, check_key
+from streaming_export import Bucket, InvalidArgument, ManifestError, StoreError, check_key
 from streaming_export.manifest import manifest_key
 from streaming_export.manifest_reader import read
 from streaming_export.options import check_window
@@ -107,6 +107,9 @@ def check_own(bucket: Bucket, key: str, run: Mapping[str, Any], *, since: dateti
         there = read(bucket, bucket.url(manifest_key(key)))
     except ManifestError:
         return  # there is none, or the export replaces it
+    except StoreError as exc:
+        exc.during("Nothing was published.")
+        raise
     same = all(there.run.get(name) == run[name] for name in ("dag", "task", "run"))
     if same and there.run.get("map_index") != run["map_index"] and there.started_at >= since:
         allowed = (

@@ -235,6 +235,14 @@ def test_mapped_tasks_with_one_key(make: Make, orders: int, client: Any, bucket:
     assert content(client, bucket, "a/file.csv") == b"status\ncleared\n"
 
 
+def test_a_mapped_task_whose_store_fails_says_what_is_published(make: Make) -> None:
+    """It looks for the other tasks' files before the export begins, which would say so."""
+    ti = SimpleNamespace(**{**vars(TI), "map_index": 0})
+    context: Any = {"ti": ti, "dag_run": SimpleNamespace(start_date=datetime.now(UTC))}
+    with pytest.raises(StoreError, match=r"(?s)NoSuchBucket.*Nothing was published\..*Create the bucket"):
+        make(s3_bucket="there-is-no-such-bucket").execute(context)
+
+
 def test_rendered_query_is_stable_and_free_of_values(make: Make) -> None:
     """Airflow stores the rendered query: the same text at each parse, without the values that it binds."""
     from airflow.serialization.helpers import serialize_template_field
